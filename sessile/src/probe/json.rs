@@ -14,6 +14,7 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::SessionOutcome;
 
 use super::attempt::{Attempt, FailedHandshake};
+use super::early_data::EarlyDataFindings;
 use super::finding::Finding;
 use super::findings;
 use super::report::{
@@ -45,6 +46,7 @@ pub fn write(report: &ProbeReport) -> String {
         "findings": findings,
         "mechanisms": mechanisms,
         "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
+        "early_data": early_data(&report.early_data),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
     format!("{json:#}")
@@ -100,6 +102,34 @@ fn other_name(offered: &OtherNameOffer) -> Value {
             Ok(seen) => seen.certificate_requested,
             Err(failed) => failed.certificate_requested,
         },
+    })
+}
+
+/// `null` if no server gives sessions for early data.
+fn early_data(found: &EarlyDataFindings) -> Value {
+    if found.is_empty() {
+        return Value::Null;
+    }
+    let offers = found.offers.iter().map(|offer| {
+        json!({
+            "origin": offer.origin,
+            "address": offer.address,
+            "outcome": offer.outcome.as_str(),
+            "error": offer.error,
+        })
+    });
+    let replays = found.replays.iter().map(|replay| {
+        json!({
+            "origin": replay.origin,
+            "address": replay.address,
+            "outcome": replay.outcome.as_str(),
+            "http_status": replay.status,
+            "error": replay.error,
+        })
+    });
+    json!({
+        "offers": offers.collect::<Vec<_>>(),
+        "replays": replays.collect::<Vec<_>>(),
     })
 }
 

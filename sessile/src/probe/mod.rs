@@ -3,11 +3,12 @@
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
-//! - `delayed`, `other_name`: the tests beside the matrix.
+//! - `delayed`, `early_data`, `other_name`: the tests beside the matrix.
 //! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod attempt;
 mod delayed;
+mod early_data;
 pub mod finding;
 pub mod findings;
 pub mod html;
@@ -32,6 +33,7 @@ use sessile_proto::verdict::How;
 
 use crate::client::SetupError;
 pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
+pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay};
 use pace::Pace;
 pub use plan::{FirstConnection, MECHANISMS, ProbePlan, Request};
 pub use report::{DelayedReturn, MechanismFindings, OtherNameOffer, ProbeReport, Status};
@@ -84,6 +86,9 @@ pub async fn run(
         };
         test.run().await?;
         test.offer_to_other_names().await?;
+        if how == How::Psk {
+            early_data::run(&mut test.visitor, test.pace, test.report).await?;
+        }
         if report.no_address_answers() {
             break;
         }

@@ -10,6 +10,7 @@ use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
+use super::early_data::EarlyDataFindings;
 use super::plan::{FirstConnection, ProbePlan};
 use crate::client::Error;
 
@@ -33,6 +34,8 @@ pub struct ProbeReport {
     pub delayed: Vec<DelayedReturn>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
+    /// Early data with TLS 1.3 sessions.
+    pub early_data: EarlyDataFindings,
 }
 
 /// An address of a name that does not take part, because this machine has no route to the address, or because
@@ -134,6 +137,7 @@ impl ProbeReport {
             mechanisms: Vec::new(),
             delayed: Vec::new(),
             other_names: Vec::new(),
+            early_data: EarlyDataFindings::default(),
         }
     }
 

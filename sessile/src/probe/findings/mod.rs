@@ -2,6 +2,7 @@
 //! wire shows.
 
 mod delayed;
+mod early_data;
 mod other_names;
 mod tickets;
 
@@ -31,6 +32,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     found.failures();
     found.other_names();
     found.delayed();
+    found.early_data();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);

@@ -1,0 +1,193 @@
+//! Offers one TLS 1.3 session several times with the same bytes, as an attacker does who has recorded early data.
+//!
+//! rustls offers each session once, and sessions cannot be copied. So the full handshake is repeated in memory: with
+//! the same random bytes and the recorded bytes of the server, it gives the same session again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::Resumption;
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, ClientConnection};
+use rustls_pki_types::{ServerName, UnixTime};
+
+use super::certificate::{CertificateSource, ClientCertificate};
+use super::early_data::EarlyData;
+use super::seeded::{self, Seed};
+use super::sessions::HandshakeSessions;
+use super::{Client, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target, Trust};
+
+/// A client whose sessions can be offered several times.
+pub struct ReplayClient(Client);
+
+/// A session that can be offered several times. All offers have the same ClientHello and the same early data.
+pub struct RepeatedOffer {
+    /// The client of the offers. Its clock stands still.
+    client: Client,
+    early_data: Vec<u8>,
+    full_handshake: FullHandshake,
+    /// The bytes of the first offer, up to the server's answer.
+    first_flight: Vec<u8>,
+}
+
+/// All that decides which session a full handshake gives.
+struct FullHandshake {
+    config: ClientConfig,
+    seed: Seed,
+    server_name: ServerName<'static>,
+    server_bytes: Vec<u8>,
+}
+
+/// Added to the age of the session. Servers accept early data of a session that seems some seconds older than it is,
+/// and refuse it if the session seems younger. The replays come later than the offer that they repeat.
+const AGE_MARGIN: Duration = Duration::from_secs(1);
+
+impl ReplayClient {
+    /// Makes a client as [`Client::with_certificate`] does, for TLS 1.3.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::new`].
+    pub fn new(
+        trust: &Trust,
+        certificate: Option<&ClientCertificate>,
+        timeout: Duration,
+    ) -> Result<Self, SetupError> {
+        let provider = Arc::new(seeded::crypto());
+        let certificate = Arc::new(CertificateSource::new(certificate));
+        Client::build(Mechanism::Psk, trust, certificate, timeout, provider).map(Self)
+    }
+
+    /// Sets the application protocols, as [`Client::with_alpn`] does.
+    #[must_use]
+    pub fn with_alpn(self, protocols: &[&[u8]]) -> Self {
+        Self(self.0.with_alpn(protocols))
+    }
+
+    /// Makes a full handshake. Read the server's tickets before [`ReplayClient::repeated_offer`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn connect(
+        &mut self,
+        target: &Target,
+    ) -> Result<EstablishedConnection, Failure> {
+        self.0.seed = Some(Seed::random().map_err(super::Error::from_tls)?);
+        self.0.config.time_provider = Arc::new(StoppedClock::now(Duration::ZERO));
+        let nothing = self.0.sessions.empty_like();
+        self.0.attempt_with(&nothing, target).await
+    }
+
+    /// The offer of the newest session of `connection`, the last connection of [`ReplayClient::connect`]. `None` if
+    /// the connection gave no session for early data, or if its session cannot be made again.
+    ///
+    /// A full handshake with a client certificate cannot be repeated, because its signature is random.
+    #[must_use]
+    pub fn repeated_offer(
+        &self,
+        connection: &EstablishedConnection,
+        target: &Target,
+        early_data: &[u8],
+    ) -> Option<RepeatedOffer> {
+        let mut client = self.0.clone();
+        let seed = client.seed.replace(Seed::random().ok()?)?;
+        client.config.time_provider = Arc::new(StoppedClock::now(AGE_MARGIN));
+        let full_handshake = FullHandshake {
+            config: self.0.config.clone(),
+            seed,
+            server_name: target.server_name.clone(),
+            server_bytes: connection.stream.observer.server_bytes.clone(),
+        };
+        let sessions = full_handshake.sessions()?;
+        if !sessions.allows_early_data(&target.server_name, early_data.len()) {
+            return None;
+        }
+        Some(RepeatedOffer {
+            client,
+            early_data: early_data.to_vec(),
+            full_handshake,
+            first_flight: Vec::new(),
+        })
+    }
+}
+
+impl RepeatedOffer {
+    /// Offers the session for the first time, and finishes the handshake.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn offer(&mut self, target: &Target) -> Result<EstablishedConnection, Failure> {
+        let connection = self.send(target, EarlyData::Send(&self.early_data)).await?;
+        self.first_flight
+            .clone_from(&connection.stream.observer.first_flight);
+        Ok(connection)
+    }
+
+    /// Sends the bytes of the first offer again, and nothing else: an attacker who replays them cannot finish the
+    /// handshake. `None` if other bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn replay(&self, target: &Target) -> Result<Option<EstablishedConnection>, Failure> {
+        let connection = self.send(target, EarlyData::SendOnly(&self.early_data)).await?;
+        let is_same = connection.stream.observer.first_flight == self.first_flight;
+        Ok(is_same.then_some(connection))
+    }
+
+    async fn send(
+        &self,
+        target: &Target,
+        early_data: EarlyData<'_>,
+    ) -> Result<EstablishedConnection, Failure> {
+        let again = self.full_handshake.sessions();
+        let offered = again.unwrap_or_else(|| self.client.sessions.empty_like());
+        self.client.open(&offered, target, early_data).await
+    }
+}
+
+impl FullHandshake {
+    /// The sessions that the server gave. Each call makes them anew.
+    fn sessions(&self) -> Option<Sessions> {
+        let [nothing, given] = [(); 2].map(|()| Sessions::default());
+        let store = Arc::new(HandshakeSessions::new(&nothing, &given));
+        let mut config = self.config.clone();
+        let cache = Arc::<HandshakeSessions>::clone(&store);
+        config.resumption = Resumption::store(cache);
+        let start = || ClientConnection::new(Arc::new(config), self.server_name.clone());
+        let mut tls = self.seed.run(start).ok()?;
+        let mut unread = self.server_bytes.as_slice();
+        while !unread.is_empty() {
+            tls.read_tls(&mut unread).ok()?;
+            let state = tls.process_new_packets().ok()?;
+            // rustls reads no more tickets while its buffer is full of data.
+            let mut data = vec![0; state.plaintext_bytes_to_read()];
+            let _ = std::io::Read::read_exact(&mut tls.reader(), &mut data);
+            if state.peer_has_closed() {
+                break;
+            }
+        }
+        store.finish_handshake(&self.server_name, false, false);
+        Some(given)
+    }
+}
+
+/// A clock that stands still, so that the age of a session is the same in each ClientHello.
+#[derive(Debug)]
+struct StoppedClock(UnixTime);
+
+impl StoppedClock {
+    /// Stopped at the present time, or `ahead` of it.
+    fn now(ahead: Duration) -> Self {
+        let since_epoch = Duration::from_secs(UnixTime::now().as_secs());
+        Self(UnixTime::since_unix_epoch(since_epoch + ahead))
+    }
+}
+
+impl TimeProvider for StoppedClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}

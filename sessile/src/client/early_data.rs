@@ -23,7 +23,8 @@ impl Client {
         target: &Target,
         early_data: &[u8],
     ) -> Result<EstablishedConnection, Failure> {
-        self.open(offered, target, EarlyData::Send(early_data)).await
+        self.open(offered, target, EarlyData::Send(early_data))
+            .await
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::Resumption;
+use rustls::client::{ResolvesClientCert as _, Resumption};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{ServerName, UnixTime};
@@ -15,7 +15,9 @@ use super::certificate::{CertificateSource, ClientCertificate};
 use super::early_data::EarlyData;
 use super::seeded::{self, Seed};
 use super::sessions::HandshakeSessions;
-use super::{Client, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target, Trust};
+use super::{
+    Client, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target, Trust,
+};
 
 /// A client whose sessions can be offered several times.
 pub struct ReplayClient(Client);
@@ -69,10 +71,7 @@ impl ReplayClient {
     /// # Errors
     ///
     /// As [`Client::connect`].
-    pub async fn connect(
-        &mut self,
-        target: &Target,
-    ) -> Result<EstablishedConnection, Failure> {
+    pub async fn connect(&mut self, target: &Target) -> Result<EstablishedConnection, Failure> {
         self.0.seed = Some(Seed::random().map_err(super::Error::from_tls)?);
         self.0.config.time_provider = Arc::new(StoppedClock::now(Duration::ZERO));
         let nothing = self.0.sessions.empty_like();
@@ -91,6 +90,9 @@ impl ReplayClient {
         early_data: &[u8],
     ) -> Option<RepeatedOffer> {
         let mut client = self.0.clone();
+        if connection.certificate_requested && client.certificate.has_certs() {
+            return None;
+        }
         let seed = client.seed.replace(Seed::random().ok()?)?;
         client.config.time_provider = Arc::new(StoppedClock::now(AGE_MARGIN));
         let full_handshake = FullHandshake {
@@ -132,7 +134,9 @@ impl RepeatedOffer {
     ///
     /// As [`Client::connect`].
     pub async fn replay(&self, target: &Target) -> Result<Option<EstablishedConnection>, Failure> {
-        let connection = self.send(target, EarlyData::SendOnly(&self.early_data)).await?;
+        let connection = self
+            .send(target, EarlyData::SendOnly(&self.early_data))
+            .await?;
         let is_same = connection.stream.observer.first_flight == self.first_flight;
         Ok(is_same.then_some(connection))
     }

@@ -62,6 +62,10 @@ impl Stream {
                 Poll::Pending => return Poll::Pending,
             };
             if !self.tls.is_handshaking() {
+                // A server that has answered early data may close before it has read the client's Finished.
+                if self.tls.is_early_data_accepted() {
+                    return Poll::Ready(Ok(()));
+                }
                 return Poll::Ready(
                     flushed.map_err(|error| Error::ClosedEarly(Close::from(&error))),
                 );

@@ -12,7 +12,7 @@ use super::http;
 use super::pace::Pace;
 use super::report::{MechanismFindings, ProbeReport};
 use super::visit::{RESPONSE_WAIT, Visitor};
-use crate::client::{EstablishedConnection, ReplayClient, RepeatedOffer, SetupError, Target};
+use crate::client::{EstablishedConnection, RepeatedOffer, ReplayClient, SetupError, Target};
 
 /// Which servers accept early data. Empty if no server gives sessions for early data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,64 +180,60 @@ async fn replay(
     origin: SocketAddr,
     other: Option<SocketAddr>,
 ) -> Result<Vec<EarlyDataReplay>, SetupError> {
-    let plan = visitor.plan;
-    let target = plan.connection_target(origin, &plan.server_name)?;
-    let mut replays = Vec::new();
-    let Some(mut offer) = repeated_offer(visitor, pace, &target).await? else {
-        let outcome = EarlyDataOutcome::Unknown;
-        replays.push(EarlyDataReplay { origin, address: origin, outcome, status: None, error: None });
-        return Ok(replays);
-    };
-    pace.wait(origin).await;
-    let Ok(mut first) = offer.offer(&target).await else {
-        return Ok(replays);
-    };
-    if !first.has_accepted_early_data() {
-        return Ok(replays);
-    }
-    read_status(&mut first).await;
-    first.close(RESPONSE_WAIT + first.times.first_byte).await;
-    for address in [Some(origin), other].into_iter().flatten() {
-        pace.wait(address).await;
-        let target = plan.connection_target(address, &plan.server_name)?;
-        replays.push(replayed(&offer, &target, origin).await);
-    }
-    Ok(replays)
-}
-
-/// Makes a full handshake for an offer that can be repeated.
-async fn repeated_offer(
-    visitor: &Visitor<'_>,
-    pace: &mut Pace,
-    target: &Target,
-) -> Result<Option<RepeatedOffer>, SetupError> {
-    let plan = visitor.plan;
-    let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
-    let mut client = client.with_alpn(visitor.alpn_for(target.address));
-    pace.wait(target.address).await;
-    let Ok(mut connection) = client.connect(target).await else {
-        return Ok(None);
-    };
-    visitor.request(&mut connection).await;
-    let request = http::head_request(&plan.host);
-    let offer = client.repeated_offer(&connection, target, request.as_bytes());
-    connection.close(RESPONSE_WAIT + connection.times.first_byte).await;
-    Ok(offer)
-}
-
-async fn replayed(
-    offer: &RepeatedOffer,
-    target: &Target,
-    origin: SocketAddr,
-) -> EarlyDataReplay {
-    let mut replay = EarlyDataReplay {
+    let addresses = [Some(origin), other].into_iter().flatten();
+    let unknown = |address| EarlyDataReplay {
         origin,
-        address: target.address,
+        address,
         outcome: EarlyDataOutcome::Unknown,
         status: None,
         error: None,
     };
-    match offer.replay(target).await {
+    let mut replays: Vec<EarlyDataReplay> = addresses.map(unknown).collect();
+    if let Some(accepted) = accepted_offer(visitor, pace, origin).await? {
+        let plan = visitor.plan;
+        for replay in &mut replays {
+            pace.wait(replay.address).await;
+            let target = plan.connection_target(replay.address, &plan.server_name)?;
+            send_again(&accepted, &target, replay).await;
+        }
+    }
+    Ok(replays)
+}
+
+/// Makes a full handshake, and sends early data with its session. `None` if the server does not accept this early
+/// data, or if its bytes cannot be sent again.
+async fn accepted_offer(
+    visitor: &Visitor<'_>,
+    pace: &mut Pace,
+    server: SocketAddr,
+) -> Result<Option<RepeatedOffer>, SetupError> {
+    let plan = visitor.plan;
+    let target = plan.connection_target(server, &plan.server_name)?;
+    let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
+    let mut client = client.with_alpn(visitor.alpn_for(server));
+    pace.wait(server).await;
+    let Ok(mut full) = client.connect(&target).await else {
+        return Ok(None);
+    };
+    visitor.request(&mut full).await;
+    let request = http::early_request(&plan.host);
+    let offer = client.repeated_offer(&full, &target, request.as_bytes());
+    full.close(RESPONSE_WAIT + full.times.first_byte).await;
+    let Some(mut offer) = offer else {
+        return Ok(None);
+    };
+    pace.wait(server).await;
+    let Ok(mut first) = offer.offer(&target).await else {
+        return Ok(None);
+    };
+    let is_accepted = first.has_accepted_early_data();
+    read_status(&mut first).await;
+    first.close(RESPONSE_WAIT + first.times.first_byte).await;
+    Ok(is_accepted.then_some(offer))
+}
+
+async fn send_again(accepted: &RepeatedOffer, target: &Target, replay: &mut EarlyDataReplay) {
+    match accepted.replay(target).await {
         Ok(None) => {}
         Ok(Some(mut connection)) if connection.has_accepted_early_data() => {
             replay.outcome = EarlyDataOutcome::Accepted;
@@ -249,10 +245,12 @@ async fn replayed(
             replay.error = Some(failure.error.to_string());
         }
     }
-    replay
 }
 
 async fn read_status(connection: &mut EstablishedConnection) -> Option<u16> {
     let wait = RESPONSE_WAIT + connection.times.first_byte;
-    http::read_head(&mut connection.stream, wait).await.headers.status
+    http::read_head(&mut connection.stream, wait)
+        .await
+        .headers
+        .status
 }

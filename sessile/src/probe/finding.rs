@@ -137,7 +137,7 @@ impl Finding {
             Code::WeakTicketKey => Remedy::RandomTicketKey,
             Code::RefusesSharedKeys => Remedy::SameContext,
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
-            Code::EarlyDataReplayed => Remedy::RefuseReplays,
+            Code::EarlyDataReplayed | Code::AcceptsEarlyDataTwice => Remedy::RefuseReplays,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
             Code::LostAfterGap => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,
@@ -154,7 +154,6 @@ impl Finding {
             | Code::TicketsInFullHandshakesOnly
             | Code::LostWithoutCloseNotify
             | Code::RenewsTls12Ticket
-            | Code::AcceptsEarlyDataTwice
             | Code::OutlivesCertificate
             | Code::RepeatsTickets
             | Code::UnusableSessionIds => Remedy::None,

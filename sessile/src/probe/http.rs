@@ -70,9 +70,10 @@ pub(crate) async fn request_head(
     }
 }
 
-/// The request after which the server should close the connection.
-pub(crate) fn head_request(host: &str) -> String {
-    request(host, AfterResponse::Close)
+/// The request as early data. The connection stays open, because some servers otherwise close it before they have
+/// read the rest of the handshake.
+pub(crate) fn early_request(host: &str) -> String {
+    request(host, AfterResponse::KeepAlive)
 }
 
 /// Waits at most `wait` for the response head.

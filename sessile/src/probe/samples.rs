@@ -8,7 +8,9 @@ use sessile_proto::hello::TLS_1_2;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
-use super::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
+use super::{
+    Attempt, EarlyDataFindings, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport,
+};
 use crate::client::{Error, GivenTicket, HandshakeTimes, Offer};
 
 pub(super) fn address(last: u8) -> SocketAddr {
@@ -101,6 +103,7 @@ pub(super) fn report() -> ProbeReport {
         complete: true,
         delayed: Vec::new(),
         other_names: Vec::new(),
+        early_data: EarlyDataFindings::default(),
         mechanisms: vec![
             MechanismFindings {
                 how: How::SessionId,

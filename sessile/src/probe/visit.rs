@@ -148,7 +148,7 @@ impl<'a> Visitor<'a> {
     /// True if the newest session of the server allows the request as early data.
     pub(super) fn allows_early_data(&self, server: SocketAddr) -> Result<bool, SetupError> {
         let name = Target::new(server, &self.plan.server_name)?.server_name;
-        let request = http::head_request(&self.plan.host);
+        let request = http::early_request(&self.plan.host);
         let sessions = self.sessions.get(&server);
         Ok(sessions.is_some_and(|sessions| sessions.allows_early_data(&name, request.len())))
     }
@@ -163,7 +163,7 @@ impl<'a> Visitor<'a> {
         let target = self
             .plan
             .connection_target(address, &self.plan.server_name)?;
-        let request = http::head_request(&self.plan.host);
+        let request = http::early_request(&self.plan.host);
         let offered = self.sessions_of(origin);
         let mut client = self.client_for(address);
         client.sessions = self.sessions_of(address);

@@ -31,7 +31,7 @@ pub(super) fn push_offers(text: &mut String, report: &ProbeReport) {
     if found.is_empty() {
         return;
     }
-    push(text, "\n0-RTT");
+    push(text, "\n0-RTT (yes: early data accepted)");
     if report.addresses.len() > 1 {
         push_matrix(text, &found.matrix(&report.addresses));
     }
@@ -43,7 +43,10 @@ pub(super) fn push_offers(text: &mut String, report: &ProbeReport) {
     }
     for replay in &found.replays {
         let label = report.server_label(replay.address);
-        let mut line = format!("the same bytes again at {label}: {}", replay.outcome.as_str());
+        let mut line = format!(
+            "the same bytes again at {label}: {}",
+            replay.outcome.as_str()
+        );
         if let Some(status) = replay.status {
             line += &format!(", answered with {status}");
         }

@@ -6,6 +6,7 @@
 pub mod address_table;
 pub mod affinity;
 pub mod age_limit;
+pub mod age_search;
 pub mod alert;
 pub mod chunked_body;
 pub mod control_record;

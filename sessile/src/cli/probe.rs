@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use clap::ValueHint;
+use clap::{ArgGroup, ValueHint};
 use sessile_proto::verdict::How;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,8 +18,8 @@ use crate::probe::finding::Severity;
 use crate::probe::findings;
 use crate::probe::table::{self, Detail};
 use crate::probe::{
-    self, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, html, json,
-    prometheus,
+    self, AgeLimits, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request,
+    html, json, prometheus,
 };
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
@@ -28,6 +28,7 @@ use crate::probe::{
 /// makes a full handshake with each server. Then it offers sessions of each server to each server.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
+#[command(group(ArgGroup::new("gaps").args(["after", "find_age"]).multiple(true)))]
 pub(super) struct Args {
     /// Host name or IP address, and port (443 if none is given); or an https:// URL, whose path is ignored
     #[arg(value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
@@ -66,9 +67,17 @@ pub(super) struct Args {
         long = "first-connection",
         value_name = "FATE",
         value_delimiter = ',',
-        requires = "after"
+        requires = "gaps"
     )]
     first_connections: Vec<FirstConnection>,
+
+    /// Also search for the age at which each server refuses its sessions, up to this age
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    find_age: Option<Duration>,
+
+    /// End this search when the age is known to this bound [default: a twentieth of the age]
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "find_age")]
+    within: Option<Duration>,
 
     /// Test only these mechanisms
     #[arg(long = "mechanism", value_name = "MECHANISM", value_delimiter = ',')]
@@ -137,6 +146,12 @@ pub(super) struct Args {
 }
 
 impl Args {
+    fn age_limits(&self) -> Option<AgeLimits> {
+        let max = self.find_age?;
+        let within = self.within.unwrap_or(max / DEFAULT_AGE_STEPS);
+        Some(AgeLimits { max, within })
+    }
+
     fn first_connections(&self) -> Vec<FirstConnection> {
         if self.first_connections.is_empty() {
             vec![FirstConnection::Idle, FirstConnection::CloseNotify]
@@ -182,6 +197,9 @@ interrupted.";
 const MAX_ADDRESSES: usize = 64;
 
 const DEFAULT_PORT: u16 = 443;
+
+/// The number of bounds in the largest age of a search.
+const DEFAULT_AGE_STEPS: u32 = 20;
 
 /// The port of an HTTP proxy whose URL has no port.
 const DEFAULT_PROXY_PORT: u16 = 80;
@@ -283,6 +301,7 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         other_names: args.other_names.clone(),
         mechanisms,
         gaps: args.after.clone(),
+        age_limits: args.age_limits(),
         first_connections: args.first_connections(),
         request,
         start_tls: args.start_tls,

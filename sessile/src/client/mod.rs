@@ -4,7 +4,6 @@
 mod certificate;
 mod clear_replies;
 mod connection;
-mod early_data;
 mod error;
 mod postgres;
 mod replay;
@@ -44,7 +43,6 @@ pub use wire_observer::Offer;
 pub(crate) use wire_observer::hex;
 
 use certificate::CertificateSource;
-use early_data::EarlyData;
 use seeded::Seed;
 use sessions::HandshakeSessions;
 use ticket_secret::TicketSecret;
@@ -96,6 +94,15 @@ pub enum Mechanism {
     Ticket,
     /// TLS 1.3 only.
     Psk,
+}
+
+/// The early data (0-RTT) of one connection: data in the first flight, before the server has answered.
+#[derive(Clone, Copy)]
+enum EarlyData<'a> {
+    None,
+    Send(&'a [u8]),
+    /// The connection sends nothing after the early data, so the server sees no end of the handshake.
+    SendOnly(&'a [u8]),
 }
 
 /// A TLS client with its sessions.
@@ -221,6 +228,21 @@ impl Client {
         target: &Target,
     ) -> Result<EstablishedConnection, Failure> {
         self.open(offered, target, EarlyData::None).await
+    }
+
+    /// Connects as [`Client::attempt_with`] does, and sends early data if the offered session allows it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn attempt_with_early_data(
+        &self,
+        offered: &Sessions,
+        target: &Target,
+        early_data: &[u8],
+    ) -> Result<EstablishedConnection, Failure> {
+        let early_data = EarlyData::Send(early_data);
+        self.open(offered, target, early_data).await
     }
 
     async fn open(

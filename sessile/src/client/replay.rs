@@ -1,4 +1,4 @@
-//! Offers one TLS 1.3 session several times with the same bytes, as an attacker does who has recorded early data.
+//! Offers one TLS 1.3 session several times with the same bytes, as an attacker does with recorded early data.
 //!
 //! rustls offers each session once, and sessions cannot be copied. So the full handshake is repeated in memory: with
 //! the same random bytes and the recorded bytes of the server, it gives the same session again.
@@ -12,11 +12,11 @@ use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use super::certificate::{CertificateSource, ClientCertificate};
-use super::early_data::EarlyData;
 use super::seeded::{self, Seed};
 use super::sessions::HandshakeSessions;
 use super::{
-    Client, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target, Trust,
+    Client, EarlyData, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target,
+    Trust,
 };
 
 /// A client whose sessions can be offered several times.
@@ -40,8 +40,8 @@ struct FullHandshake {
     server_bytes: Vec<u8>,
 }
 
-/// Added to the age of the session. Servers accept early data of a session that seems some seconds older than it is,
-/// and refuse it if the session seems younger. The replays come later than the offer that they repeat.
+/// Added to the age of the session, because the replays come later than the offer that they repeat. Servers accept
+/// an age that is some seconds too high, and refuse an age that is too low.
 const AGE_MARGIN: Duration = Duration::from_secs(1);
 
 impl ReplayClient {
@@ -127,8 +127,8 @@ impl RepeatedOffer {
         Ok(connection)
     }
 
-    /// Sends the bytes of the first offer again, and nothing else: an attacker who replays them cannot finish the
-    /// handshake. `None` if other bytes were sent.
+    /// Sends the bytes of the first offer again, and nothing else. An attacker cannot finish the handshake either.
+    /// `None` if other bytes were sent.
     ///
     /// # Errors
     ///

@@ -54,7 +54,7 @@ pub(super) fn crypto() -> CryptoProvider {
 }
 
 thread_local! {
-    // rustls wants a source of random bytes that lives for ever, so the seed cannot be a field of the source.
+    // rustls wants a static source of random bytes, so the seed cannot be a field of the source.
     static GENERATOR: RefCell<Option<Generator>> = const { RefCell::new(None) };
 }
 

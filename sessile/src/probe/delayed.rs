@@ -13,26 +13,27 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep_until};
 
 use super::ProbeProgress;
+use super::after_gap::DelayedReturn;
 use super::pace::Pace;
 use super::plan::{FirstConnection, ProbePlan};
-use super::report::{DelayedReturn, ProbeReport};
+use super::report::ProbeReport;
 use super::visit::Visitor;
 use crate::client::{Close, EstablishedConnection, SetupError};
 use crate::locks::locked;
 
 /// How often the progress is shown.
-const PROGRESS: Duration = Duration::from_secs(1);
+pub(super) const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Time to wait for the server's close after a close_notify.
 const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// One return to make.
 #[derive(Clone, Copy, Debug)]
-struct Task {
-    how: How,
-    address: SocketAddr,
-    gap: Duration,
-    first_connection: FirstConnection,
+pub(super) struct Task {
+    pub(super) how: How,
+    pub(super) address: SocketAddr,
+    pub(super) gap: Duration,
+    pub(super) first_connection: FirstConnection,
 }
 
 /// Makes the delayed returns of the plan. Servers that refuse their own sessions at once are left out.
@@ -80,29 +81,37 @@ pub(super) async fn run(
     Ok(())
 }
 
+/// The returns of the plan.
 fn tasks(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
-    let mut tasks = Vec::new();
+    let with_gaps = |task| plan.gaps.iter().map(move |&gap| Task { gap, ..task });
+    series(plan, report)
+        .into_iter()
+        .flat_map(with_gaps)
+        .collect()
+}
+
+/// A return without a gap for each kind: mechanism, server and fate of the first connection.
+pub(super) fn series(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
+    let mut series = Vec::new();
     for tested in &report.mechanisms {
         let matrix = tested.matrix(&report.addresses);
         for (index, &address) in report.addresses.iter().enumerate() {
             if matrix.answers(index, index).consistency() != Consistency::Always {
                 continue;
             }
-            for &first_connection in &plan.first_connections {
-                tasks.extend(plan.gaps.iter().map(|&gap| Task {
-                    how: tested.how,
-                    address,
-                    gap,
-                    first_connection,
-                }));
-            }
+            series.extend(plan.first_connections.iter().map(|&first_connection| Task {
+                how: tested.how,
+                address,
+                gap: Duration::ZERO,
+                first_connection,
+            }));
         }
     }
-    tasks
+    series
 }
 
 /// Makes a full handshake, waits, and returns.
-async fn make(
+pub(super) async fn make(
     plan: Arc<ProbePlan>,
     task: Task,
     pace: Arc<Mutex<Pace>>,
@@ -120,18 +129,24 @@ async fn make(
         address,
         gap,
         first_connection,
+        age: Duration::ZERO,
         closed_after: None,
         outcome: SessionOutcome::Failed,
         error: None,
     };
+    let opened;
     match visitor.open(address).await? {
-        Ok(connection) => made.closed_after = spend(connection, first_connection, gap).await,
+        Ok(connection) => {
+            opened = Instant::now();
+            made.closed_after = spend(connection, first_connection, gap).await;
+        }
         Err(failed) => {
             made.error = Some(failed.error.to_string());
             return Ok(made);
         }
     }
     wait_turn(&pace, address).await;
+    made.age = opened.elapsed();
     match visitor.return_to(address).await? {
         Ok(seen) => made.outcome = seen.kind.into(),
         Err(failed) => made.error = Some(failed.error.to_string()),

@@ -45,6 +45,8 @@ pub enum Code {
     LostWithIdleConnection,
     /// A session is gone after a gap.
     LostAfterGap,
+    /// A server refuses a ticket before the end of the lifetime that it promised.
+    LostBeforeLifetime,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
     /// Servers seal tickets with the same key, and refuse each other's tickets.
@@ -106,6 +108,7 @@ impl Finding {
             | Code::EarlyDataReplayed
             | Code::LostWithIdleConnection
             | Code::LostAfterGap
+            | Code::LostBeforeLifetime
             | Code::OneWayKeys
             | Code::ResumesSometimes
             | Code::SeveralServersAtAddress
@@ -139,7 +142,7 @@ impl Finding {
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
             Code::EarlyDataReplayed | Code::AcceptsEarlyDataTwice => Remedy::RefuseReplays,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
-            Code::LostAfterGap => Remedy::LongerLifetime,
+            Code::LostAfterGap | Code::LostBeforeLifetime => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,
             Code::SeveralServersAtAddress => Remedy::AskEachServer,
             Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,

@@ -13,12 +13,12 @@ use sessile_proto::verdict::How;
 
 use sessile_proto::watch::SessionOutcome;
 
+use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake};
-use super::early_data::EarlyDataFindings;
 use super::finding::Finding;
 use super::findings;
 use super::report::{
-    Cause, DelayedReturn, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
+    Cause, EarlyDataFindings, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
 };
 use super::ticket_facts::{KeyNames, TicketFacts};
 use crate::client::{Offer, hex};
@@ -47,6 +47,7 @@ pub fn write(report: &ProbeReport) -> String {
         "mechanisms": mechanisms,
         "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
         "early_data": early_data(&report.early_data),
+        "session_ages": report.session_ages.iter().map(session_age).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
     format!("{json:#}")
@@ -83,6 +84,19 @@ fn delayed(made: &DelayedReturn) -> Value {
         "closed_after_seconds": made.closed_after.map(|after| after.as_secs_f64()),
         "outcome": made.outcome.as_str(),
         "error": made.error,
+    })
+}
+
+fn session_age(age: &SessionAge) -> Value {
+    json!({
+        "mechanism": age.how.as_str(),
+        "address": age.address,
+        "first_connection": age.first_connection.as_str(),
+        "max_seconds": age.limits.max.as_secs_f64(),
+        "within_seconds": age.limits.within.as_secs_f64(),
+        "kept_seconds": age.kept().map(|kept| kept.as_secs_f64()),
+        "refused_seconds": age.refused().map(|refused| refused.as_secs_f64()),
+        "error": age.error,
     })
 }
 

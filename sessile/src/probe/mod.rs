@@ -3,9 +3,11 @@
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
-//! - `delayed`, `early_data`, `other_name`: the tests beside the matrix.
+//! - `delayed`, `ages`, `early_data`, `other_name`: the tests beside the matrix.
 //! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
+mod after_gap;
+mod ages;
 mod attempt;
 mod delayed;
 mod early_data;
@@ -32,11 +34,14 @@ use std::time::Duration;
 use sessile_proto::verdict::How;
 
 use crate::client::SetupError;
+pub use after_gap::{DelayedReturn, SessionAge};
 pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
-pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay};
 use pace::Pace;
-pub use plan::{FirstConnection, MECHANISMS, ProbePlan, Request};
-pub use report::{DelayedReturn, MechanismFindings, OtherNameOffer, ProbeReport, Status};
+pub use plan::{AgeLimits, FirstConnection, MECHANISMS, ProbePlan, Request};
+pub use report::{
+    EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings,
+    OtherNameOffer, ProbeReport, Status,
+};
 use visit::Visitor;
 
 /// What the probe does next.
@@ -94,6 +99,7 @@ pub async fn run(
         }
     }
     delayed::run(plan, report, progress).await?;
+    ages::run(plan, report, progress).await?;
     report.complete = true;
     Ok(())
 }

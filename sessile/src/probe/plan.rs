@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use sessile_proto::age_search::AgeSearch;
 use sessile_proto::verdict::How;
 use strum::{IntoStaticStr, VariantArray};
 
@@ -35,7 +36,9 @@ pub struct ProbePlan {
     pub alpn: Option<Vec<String>>,
     /// The gaps before delayed returns. Empty: the probe returns at once only.
     pub gaps: Vec<Duration>,
-    /// What happens to the first connection in each gap.
+    /// The limits of the search for the age at which servers refuse sessions. `None`: no search.
+    pub age_limits: Option<AgeLimits>,
+    /// What happens to the first connection in each gap, and at each age.
     pub first_connections: Vec<FirstConnection>,
     pub trust: Trust,
     /// The certificate for servers that request one.
@@ -48,6 +51,24 @@ pub struct ProbePlan {
     pub start_tls: Option<StartTls>,
     /// The HTTP proxy of all connections.
     pub proxy: Option<SocketAddr>,
+}
+
+/// The limits of a search for an age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgeLimits {
+    /// The largest age that is tried.
+    pub max: Duration,
+    /// The search ends when the age is known to this bound.
+    pub within: Duration,
+}
+
+impl AgeLimits {
+    /// The number of sessions that one search needs at most, and its longest time.
+    fn most(self) -> (usize, Duration) {
+        let rounds = AgeSearch::most_rounds(self.max, self.within);
+        let sessions = rounds as usize * AgeSearch::TRIES as usize;
+        (sessions, self.max.saturating_mul(rounds))
+    }
 }
 
 /// What the probe sends after a handshake.
@@ -139,7 +160,9 @@ impl ProbePlan {
         let servers = self.addresses.len();
         let offers = servers * servers * self.returns;
         let other_names = CONNECTIONS_OF_OTHER_NAME * servers * self.other_names.len();
-        let delayed = 2 * servers * self.gaps.len() * self.first_connections.len();
+        let sessions_by_age = self.age_limits.map_or(0, |limits| limits.most().0);
+        let sessions = self.gaps.len() + sessions_by_age;
+        let delayed = 2 * servers * sessions * self.first_connections.len();
         self.mechanisms.len() * (servers + offers + other_names + delayed)
     }
 
@@ -155,10 +178,13 @@ impl ProbePlan {
         2 * offers + CONNECTIONS_OF_REPLAYS * servers
     }
 
-    /// The shortest time that the connections take under the limit of the rate.
+    /// The time that the connections take under the limit of the rate, if the servers answer at once.
     #[must_use]
     pub fn shortest_time(&self) -> Duration {
-        let longest = self.gaps.iter().max().copied().unwrap_or_default();
+        let search = self
+            .age_limits
+            .map_or(Duration::ZERO, |limits| limits.most().1);
+        let longest = self.gaps.iter().max().copied().unwrap_or_default() + search;
         if self.rate == 0 {
             return longest;
         }

@@ -1,18 +1,22 @@
 //! The results of a probe and the conclusions from them.
 
+mod early_data;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use sessile_proto::age_search::FoundAge;
 use sessile_proto::resumption_matrix::{Consistency, ResumptionMatrix};
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
 
+use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
-use super::early_data::EarlyDataFindings;
 use super::plan::{FirstConnection, ProbePlan};
 use crate::client::Error;
+pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay};
 
 /// The results of one run.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub struct ProbeReport {
     pub mechanisms: Vec<MechanismFindings>,
     /// Returns after a gap.
     pub delayed: Vec<DelayedReturn>,
+    /// The ages at which servers refuse sessions.
+    pub session_ages: Vec<SessionAge>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
     /// Early data with TLS 1.3 sessions.
@@ -67,21 +73,6 @@ pub struct OtherNameOffer {
     pub offer: Result<FinishedHandshake, FailedHandshake>,
     /// SHA-256 of the certificate of the tested name.
     pub certificate: Option<[u8; 32]>,
-}
-
-/// A return after a gap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DelayedReturn {
-    pub how: How,
-    pub address: SocketAddr,
-    pub gap: Duration,
-    /// What happened to the first connection.
-    pub first_connection: FirstConnection,
-    /// The time after which the server closed the idle first connection. `None` if it did not.
-    pub closed_after: Option<Duration>,
-    pub outcome: SessionOutcome,
-    /// Why a handshake failed.
-    pub error: Option<String>,
 }
 
 /// Counts of handshakes that the server ended after a session was offered.
@@ -136,6 +127,7 @@ impl ProbeReport {
             complete: false,
             mechanisms: Vec::new(),
             delayed: Vec::new(),
+            session_ages: Vec::new(),
             other_names: Vec::new(),
             early_data: EarlyDataFindings::default(),
         }
@@ -174,10 +166,44 @@ impl ProbeReport {
             .any(|findings| findings.status() == Status::Resumes);
         one_resumes
             && self.delayed.iter().all(is_kept)
+            && self.session_ages.iter().all(|age| !self.is_lost_early(age))
             && self
                 .mechanisms
                 .iter()
                 .all(|findings| findings.is_success() || self.gives_unusable_session_ids(findings))
+    }
+
+    /// The shortest lifetime of the server's tickets. `None` if the server promises none.
+    pub(super) fn promised_lifetime(&self, how: How, server: SocketAddr) -> Option<Duration> {
+        let tested = self.mechanisms.iter().find(|tested| tested.how == how)?;
+        let tickets = tested.finished_at(server).flat_map(|seen| &seen.tickets);
+        let promised = tickets.filter(|ticket| ticket.lifetime > 0);
+        let lifetimes = promised.map(|ticket| Duration::from_secs(ticket.lifetime.into()));
+        lifetimes.min()
+    }
+
+    /// True if sessions with an idle first connection are gone at an age at which others are not.
+    pub(super) fn is_lost_when_idle(&self, age: &SessionAge) -> bool {
+        let is_older = |other: &&SessionAge| {
+            (other.how, other.address) == (age.how, age.address)
+                && other.first_connection == FirstConnection::CloseNotify
+                && other.kept() >= age.refused()
+        };
+        age.first_connection == FirstConnection::Idle
+            && age.refused().is_some()
+            && self.session_ages.iter().any(|other| is_older(&other))
+    }
+
+    /// True if sessions are gone before the end of their lifetime, or without a rule.
+    fn is_lost_early(&self, age: &SessionAge) -> bool {
+        let promised = || self.promised_lifetime(age.how, age.address);
+        let is_before_lifetime = || {
+            age.refused()
+                .is_some_and(|refused| promised().is_some_and(|promised| refused < promised))
+        };
+        matches!(age.found, Some(FoundAge::Contradictory { .. }))
+            || self.is_lost_when_idle(age)
+            || is_before_lifetime()
     }
 
     /// True if the servers give session IDs, and never accept them, but TLS 1.2 clients resume with tickets.

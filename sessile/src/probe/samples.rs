@@ -102,6 +102,7 @@ pub(super) fn report() -> ProbeReport {
         has_client_certificate: false,
         complete: true,
         delayed: Vec::new(),
+        session_ages: Vec::new(),
         other_names: Vec::new(),
         early_data: EarlyDataFindings::default(),
         mechanisms: vec![

@@ -79,7 +79,7 @@ fn the_table_names_every_server_of_the_farm_and_fits_a_terminal() {
     for (server, times) in [("web1", 2), ("web2", 2), ("web3", 2)] {
         assert_eq!(psk.matches(server).count(), times, "{}", ran.stdout);
     }
-    assert_eq!(psk.matches("resumed").count(), 5, "{}", ran.stdout);
+    assert_eq!(psk.matches("  resumed  ").count(), 5, "{}", ran.stdout);
     let isolated = Farm::start(&["--isolated"]);
     let ran_isolated = probe(&isolated, &["--insecure"]);
     for line in ran.stdout.lines().chain(ran_isolated.stdout.lines()) {
@@ -123,6 +123,7 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         request: probe::Request::Http1,
         alpn: None,
         gaps: Vec::new(),
+        age_limits: None,
         first_connections: Vec::new(),
         trust: Trust::Insecure,
         certificate: None,

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::peers::{
-    By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, nginx_with, openssl,
+    By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, nginx_with, openssl, ticket_key,
 };
 
 /// The words of a report, whose lines may be wrapped.
@@ -152,7 +152,7 @@ fn names_the_servers_that_share_nothing() {
 fn servers_with_the_same_ticket_key_resume_each_others_tickets() {
     let certificates = Certificates::new();
     let key = certificates.folder().join("ticket.key");
-    std::fs::write(&key, [7; 80]).unwrap();
+    std::fs::write(&key, ticket_key(7)).unwrap();
     let directives = format!(
         "ssl_session_cache off; ssl_session_ticket_key {};",
         key.display()
@@ -363,7 +363,7 @@ fn groups_of(keys: &[u8]) -> Value {
         .iter()
         .map(|key| {
             let file = certificates.folder().join(format!("{key}.key"));
-            std::fs::write(&file, [*key; 80]).unwrap();
+            std::fs::write(&file, ticket_key(*key)).unwrap();
             let directives = format!(
                 "ssl_session_cache off; ssl_session_ticket_key {};",
                 file.display()
@@ -415,7 +415,7 @@ fn a_key_that_was_rotated_on_one_server_is_named() {
     let certificates = Certificates::new();
     let files = [1_u8, 2].map(|key| {
         let file = certificates.folder().join(format!("{key}.key"));
-        std::fs::write(&file, [key; 80]).unwrap();
+        std::fs::write(&file, ticket_key(key)).unwrap();
         file.display().to_string()
     });
     let old = format!(

@@ -1,5 +1,7 @@
 //! `sessile probe --after`: returns after a gap.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::peers::{Certificates, NAME, Sessile, nginx};
@@ -51,12 +53,9 @@ fn a_session_that_is_gone_after_a_gap_is_found() {
     assert_eq!(found.status, Some(1));
 }
 
-#[test]
-fn a_session_that_is_lost_with_its_idle_connection_is_found() {
-    let certificates = Certificates::new();
-    let ca = certificates.ca.to_str().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("sessile.toml");
+/// A server that closes idle connections after a second, and forgets their sessions.
+fn forgetful(certificates: &Certificates, folder: &Path) -> Sessile {
+    let config = folder.join("sessile.toml");
     let text = format!(
         "[key]\nfile = \"none\"\n[session]\ntickets = false\n\
          [connection]\nidle-timeout = \"1s\"\npurge-on-reclaim = true\n\
@@ -66,7 +65,15 @@ fn a_session_that_is_lost_with_its_idle_connection_is_found() {
         certificates.chain, certificates.key,
     );
     std::fs::write(&config, text).unwrap();
-    let server = Sessile::serve_configured(&config, folder.path());
+    Sessile::serve_configured(&config, folder)
+}
+
+#[test]
+fn a_session_that_is_lost_with_its_idle_connection_is_found() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server = forgetful(&certificates, folder.path());
     let address = server.address().to_string();
     let plain = [NAME, "--ca", ca, "--json", "--address", &address];
     let delays = ["--mechanism", "session-id", "--after", "4s"];
@@ -81,4 +88,81 @@ fn a_session_that_is_lost_with_its_idle_connection_is_found() {
     assert_eq!(idle["first_connection"], "idle");
     assert!(idle["closed_after_seconds"].is_f64(), "{idle:#}");
     assert_eq!(found.report["delayed"][1]["outcome"], "resumed");
+}
+
+/// The result of the search for an age: the oldest session that resumed, and the youngest that was refused.
+fn age(found: &Found, index: usize) -> (Option<f64>, Option<f64>) {
+    let age = &found.report["session_ages"][index];
+    (
+        age["kept_seconds"].as_f64(),
+        age["refused_seconds"].as_f64(),
+    )
+}
+
+#[test]
+fn the_age_at_which_a_server_refuses_is_found_within_the_bound() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let server = nginx(
+        &certificates,
+        "ssl_session_cache shared:s:1m; ssl_session_timeout 4s;",
+    );
+    let address = server.address().to_string();
+    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+    let search = [
+        "--mechanism",
+        "session-id,ticket",
+        "--find-age",
+        "8s",
+        "--within",
+        "2s",
+        "--first-connection",
+        "close-notify",
+    ];
+    let found = Found::of(&probe(&[&plain[..], &search].concat()));
+    let (Some(kept), Some(refused)) = age(&found, 0) else {
+        panic!("{:#}", found.report);
+    };
+    // nginx counts whole seconds. The machine can delay a return, but a session never lives longer.
+    assert!(
+        kept < 6.0 && refused >= 3.0 && kept < refused,
+        "{kept} {refused}"
+    );
+    // A ticket is not offered after its lifetime of 4 s.
+    let (kept, refused) = age(&found, 1);
+    assert!(
+        kept.is_some_and(|kept| kept < 6.0) && refused.is_none(),
+        "{:#}",
+        found.report
+    );
+    assert_eq!(found.codes(), [""; 0], "{:#}", found.report);
+    assert_eq!(found.status, Some(0));
+}
+
+#[test]
+fn a_search_finds_sessions_that_are_lost_with_idle_connections() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server = forgetful(&certificates, folder.path());
+    let address = server.address().to_string();
+    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+    let search = [
+        "--mechanism",
+        "session-id",
+        "--find-age",
+        "4s",
+        "--within",
+        "4s",
+    ];
+    let found = Found::of(&probe(&[&plain[..], &search].concat()));
+    assert_eq!(
+        found.codes(),
+        ["lost-with-idle-connection"],
+        "{:#}",
+        found.report
+    );
+    assert_eq!(found.status, Some(1));
+    let (idle, ended) = (age(&found, 0), age(&found, 1));
+    assert!(idle.1.is_some() && ended.1.is_none(), "{:#}", found.report);
 }

@@ -4,13 +4,14 @@ use sessile_proto::Word;
 use sessile_proto::watch::SessionOutcome;
 
 use super::Found;
+use crate::probe::after_gap::DelayedReturn;
 use crate::probe::finding::Code;
 use crate::probe::plan::FirstConnection;
-use crate::probe::report::DelayedReturn;
 
 impl Found<'_> {
     /// Sessions that were gone after a gap.
     pub(super) fn delayed(&mut self) {
+        self.expired();
         let all = &self.report.delayed;
         for lost in all
             .iter()
@@ -71,6 +72,25 @@ impl Found<'_> {
                 }
             };
             self.add(code, Some(lost.how), vec![lost.address], text);
+        }
+    }
+
+    /// Tickets that were not offered, because their lifetime was over.
+    fn expired(&mut self) {
+        for expired in self
+            .report
+            .delayed
+            .iter()
+            .filter(|made| made.outcome == SessionOutcome::NotOffered)
+        {
+            let promised = self.report.promised_lifetime(expired.how, expired.address);
+            if let Some(promised) = promised.filter(|promised| *promised <= expired.age) {
+                let deed = format!(
+                    "promised to accept tickets for {}, so a client does not offer them later.",
+                    humantime::format_duration(promised)
+                );
+                self.observe(Code::LostAfterGap, Some(expired.how), expired.address, deed);
+            }
         }
     }
 }

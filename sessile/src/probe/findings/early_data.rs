@@ -3,8 +3,8 @@
 use sessile_proto::verdict::How;
 
 use super::Found;
-use crate::probe::early_data::{EarlyDataOutcome, EarlyDataReplay};
 use crate::probe::finding::Code;
+use crate::probe::report::{EarlyDataOutcome, EarlyDataReplay};
 
 /// The status of a request that the server does not execute because it came as early data (RFC 8470, 5.2).
 const TOO_EARLY: u16 = 425;

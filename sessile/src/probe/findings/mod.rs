@@ -1,6 +1,7 @@
 //! What follows from the results of a probe: the findings, the most severe first. A finding states only what the
 //! wire shows.
 
+mod ages;
 mod delayed;
 mod early_data;
 mod other_names;
@@ -33,6 +34,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     found.other_names();
     found.delayed();
     found.early_data();
+    found.session_ages();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);
@@ -104,11 +106,16 @@ impl Found<'_> {
             if observations[..at].iter().any(|other| is_same(&other)) {
                 continue;
             }
-            let mechanisms: Vec<How> = observations
+            let mut mechanisms: Vec<How> = Vec::new();
+            for how in observations
                 .iter()
                 .filter(is_same)
                 .filter_map(|other| other.how)
-                .collect();
+            {
+                if !mechanisms.contains(&how) {
+                    mechanisms.push(how);
+                }
+            }
             let known = findings.iter_mut().find(|(finding, deed)| {
                 finding.code == observation.code
                     && finding.mechanisms == mechanisms

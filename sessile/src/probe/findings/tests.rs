@@ -5,8 +5,8 @@ use rustls::AlertDescription;
 use super::*;
 use crate::client::{Error, Offer};
 use crate::probe::attempt::FinishedHandshake;
-use crate::probe::early_data::{EarlyDataOutcome, EarlyDataReplay};
 use crate::probe::finding::Severity;
+use crate::probe::report::{EarlyDataOutcome, EarlyDataReplay};
 use crate::probe::samples::{address, failed, faulty, given_ticket, report, seen};
 
 /// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for

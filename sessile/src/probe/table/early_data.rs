@@ -4,25 +4,24 @@ use sessile_proto::Word;
 
 use super::push_matrix;
 use super::text::{push, push_wrapped};
-use crate::probe::early_data::EarlyDataOutcome;
 use crate::probe::report::ProbeReport;
+use crate::probe::report::{EarlyDataFindings, EarlyDataOutcome};
 
-/// How many servers accepted early data, in a line. Nothing if no server gives sessions for early data.
-pub(super) fn push_summary(text: &mut String, report: &ProbeReport) {
-    let found = &report.early_data;
-    let accepted = EarlyDataOutcome::Accepted;
+/// How often servers accepted early data, in a line. `None` if no server gives sessions for early data.
+pub(in crate::probe) fn early_data_summary(found: &EarlyDataFindings) -> Option<String> {
     if found.is_empty() {
-        return;
+        return None;
     }
+    let accepted = EarlyDataOutcome::Accepted;
     let offers = found.offers.iter();
     let count = offers.filter(|offer| offer.outcome == accepted).count();
-    let mut line = format!("0-RTT: accepted {count} of {}", found.offers.len());
+    let mut line = format!("accepted {count} of {}", found.offers.len());
     if !found.replays.is_empty() {
         let replays = found.replays.iter();
         let count = replays.filter(|replay| replay.outcome == accepted).count();
         line += &format!("; accepted again {count} of {}", found.replays.len());
     }
-    push_wrapped(text, 0, &line);
+    Some(line)
 }
 
 /// Who accepts early data with whose sessions, and who accepts it again.

@@ -16,6 +16,7 @@ use sessile_proto::watch::SessionOutcome;
 use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::{MechanismFindings, ProbeReport, Status};
+pub(super) use early_data::early_data_summary;
 pub use text::{Colour, count, title};
 use text::{Shade, WIDTH, paint, push, push_wrapped};
 
@@ -56,7 +57,9 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     for tested in &report.mechanisms {
         push_summary(&mut text, tested, report, colour);
     }
-    early_data::push_summary(&mut text, report);
+    if let Some(summary) = early_data_summary(&report.early_data) {
+        push_wrapped(&mut text, 0, &format!("0-RTT: {summary}"));
+    }
     let servers = report.addresses.len();
     let mut has_matrix = false;
     for tested in &report.mechanisms {

@@ -4,7 +4,7 @@
 mod browser;
 mod dns;
 mod faulty;
-mod mail;
+pub(crate) mod mail;
 mod metrics;
 mod proxy;
 mod run;
@@ -14,7 +14,7 @@ mod web;
 pub(crate) use browser::Browser;
 pub(crate) use dns::Dns;
 pub(crate) use faulty::{By, End, Fault, Faulty, ticketer};
-pub(crate) use mail::{PYTHON, smtp_server};
+pub(crate) use mail::smtp_server;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::Wrapping;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -99,6 +100,20 @@ impl Certificates {
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// The contents of a key file with keys for AES-256. The key with the number 0 consists of zeros.
+pub(crate) fn ticket_key(number: u8) -> [u8; 80] {
+    let mut bytes = [0; 80];
+    if number > 0 {
+        // The key must have no pattern that the probe recognises.
+        let mut next = Wrapping(u32::from(number));
+        for byte in &mut bytes {
+            next = next * Wrapping(1_664_525) + Wrapping(1_013_904_223);
+            *byte = next.0.to_be_bytes()[0];
+        }
+    }
+    bytes
 }
 
 /// A free port on 127.0.0.1 that no earlier call has returned.

@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, PYTHON, Peer, haproxy, nginx, nginx_with};
+use crate::peers::mail::PYTHON;
+use crate::peers::{Certificates, Peer, haproxy, nginx, nginx_with};
 
 /// A server of asyncio that requires client certificates, and answers no request.
 const ASYNCIO: &str = "\

@@ -15,7 +15,6 @@ pub(crate) use shared::*;
 pub(crate) use start_tls::*;
 
 use std::net::SocketAddr;
-use std::num::Wrapping;
 
 use crate::peers::{Certificates, Faulty, Peer, Sessile};
 use crate::postgres::Database;
@@ -115,17 +114,3 @@ impl Farm {
 
 /// The groups of a farm of one server that resumes its own sessions.
 const ONE: Sharing = Sharing::Groups(&[&[0]]);
-
-/// The contents of a key file with keys for AES-256. The key with the number 0 consists of zeros.
-fn ticket_key(number: u8) -> [u8; 80] {
-    let mut bytes = [0; 80];
-    if number > 0 {
-        // The key must have no pattern that the probe recognises.
-        let mut next = Wrapping(u32::from(number));
-        for byte in &mut bytes {
-            next = next * Wrapping(1_664_525) + Wrapping(1_013_904_223);
-            *byte = next.0.to_be_bytes()[0];
-        }
-    }
-    bytes
-}

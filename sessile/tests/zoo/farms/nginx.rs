@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::{Expected, Farm, ONE, Server, Sharing, ticket_key};
-use crate::peers::{Certificates, free_port, nginx, nginx_with};
+use super::{Expected, Farm, ONE, Server, Sharing};
+use crate::peers::{Certificates, free_port, nginx, nginx_with, ticket_key};
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1], &[2]]);
 const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1, 2]]);

@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, PYTHON, Peer};
+use crate::peers::mail::PYTHON;
+use crate::peers::{Certificates, Peer};
 
 const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1]]);
 const MODULES: &str = "/usr/lib/apache2/modules";

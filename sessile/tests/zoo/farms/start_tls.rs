@@ -3,8 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing, ticket_key};
-use crate::peers::{Certificates, Peer, smtp_server};
+use super::{Expected, Farm, ONE, Server, Sharing};
+use crate::peers::{Certificates, Peer, smtp_server, ticket_key};
 use crate::postgres::Database;
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);

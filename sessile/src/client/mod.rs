@@ -1,6 +1,7 @@
 //! A TLS client that keeps sessions, and reads from the wire whether the server resumed them. The
 //! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
+mod age_clock;
 mod certificate;
 mod clear_replies;
 mod connection;
@@ -42,6 +43,7 @@ pub use trust::Trust;
 pub use wire_observer::Offer;
 pub(crate) use wire_observer::hex;
 
+use age_clock::AgeClock;
 use certificate::CertificateSource;
 use seeded::Seed;
 use sessions::HandshakeSessions;
@@ -188,6 +190,14 @@ impl Client {
             sessions: self.sessions.empty_like(),
             ..self.clone()
         }
+    }
+
+    /// The age of sessions counts in whole seconds from now on.
+    ///
+    /// rustls subtracts two times of day in whole seconds, which can be a second more than the age. Some servers then
+    /// refuse early data.
+    pub fn restart_clock(&mut self) {
+        self.config.time_provider = Arc::new(AgeClock::start());
     }
 
     /// Sets the application protocols to offer, the preferred one first. If `protocols` is empty,

@@ -4,7 +4,7 @@
 //! the same random bytes and the recorded bytes of the server, it gives the same session again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::client::{ResolvesClientCert as _, Resumption};
 use rustls::time_provider::TimeProvider;
@@ -20,7 +20,11 @@ use super::{
 };
 
 /// A client whose sessions can be offered several times.
-pub struct ReplayClient(Client);
+pub struct ReplayClient {
+    client: Client,
+    /// The time at which the last full handshake had given its tickets.
+    received: Instant,
+}
 
 /// A session that can be offered several times. All offers have the same ClientHello and the same early data.
 pub struct RepeatedOffer {
@@ -30,6 +34,9 @@ pub struct RepeatedOffer {
     full_handshake: FullHandshake,
     /// The bytes of the first offer, up to the server's answer.
     first_flight: Vec<u8>,
+    /// Until then, the session has the age that the ClientHello says, in whole seconds. Servers may refuse early
+    /// data with another age.
+    correct_until: Instant,
 }
 
 /// All that decides which session a full handshake gives.
@@ -39,10 +46,6 @@ struct FullHandshake {
     server_name: ServerName<'static>,
     server_bytes: Vec<u8>,
 }
-
-/// Added to the age of the session, because the replays come later than the offer that they repeat. Servers accept
-/// an age that is some seconds too high, and refuse an age that is too low.
-const AGE_MARGIN: Duration = Duration::from_secs(1);
 
 impl ReplayClient {
     /// Makes a client as [`Client::with_certificate`] does, for TLS 1.3.
@@ -57,25 +60,39 @@ impl ReplayClient {
     ) -> Result<Self, SetupError> {
         let provider = Arc::new(seeded::crypto());
         let certificate = Arc::new(CertificateSource::new(certificate));
-        Client::build(Mechanism::Psk, trust, certificate, timeout, provider).map(Self)
+        let client = Client::build(Mechanism::Psk, trust, certificate, timeout, provider)?;
+        Ok(Self {
+            client,
+            received: Instant::now(),
+        })
     }
 
     /// Sets the application protocols, as [`Client::with_alpn`] does.
     #[must_use]
     pub fn with_alpn(self, protocols: &[&[u8]]) -> Self {
-        Self(self.0.with_alpn(protocols))
+        Self {
+            client: self.client.with_alpn(protocols),
+            ..self
+        }
     }
 
-    /// Makes a full handshake. Read the server's tickets before [`ReplayClient::repeated_offer`].
+    /// Makes a full handshake, and waits at most `ticket_wait` for the server's tickets.
     ///
     /// # Errors
     ///
     /// As [`Client::connect`].
-    pub async fn connect(&mut self, target: &Target) -> Result<EstablishedConnection, Failure> {
-        self.0.seed = Some(Seed::random().map_err(super::Error::from_tls)?);
-        self.0.config.time_provider = Arc::new(StoppedClock::now(Duration::ZERO));
-        let nothing = self.0.sessions.empty_like();
-        self.0.attempt_with(&nothing, target).await
+    pub async fn connect(
+        &mut self,
+        target: &Target,
+        ticket_wait: Duration,
+    ) -> Result<EstablishedConnection, Failure> {
+        self.client.seed = Some(Seed::random().map_err(super::Error::from_tls)?);
+        self.client.config.time_provider = Arc::new(StoppedClock(UnixTime::now()));
+        let nothing = self.client.sessions.empty_like();
+        let mut connection = self.client.attempt_with(&nothing, target).await?;
+        connection.await_ticket(ticket_wait).await;
+        self.received = Instant::now();
+        Ok(connection)
     }
 
     /// The offer of the newest session of `connection`, the last connection of [`ReplayClient::connect`]. `None` if
@@ -89,14 +106,17 @@ impl ReplayClient {
         target: &Target,
         early_data: &[u8],
     ) -> Option<RepeatedOffer> {
-        let mut client = self.0.clone();
+        let mut client = self.client.clone();
         if connection.certificate_requested && client.certificate.has_certs() {
             return None;
         }
         let seed = client.seed.replace(Seed::random().ok()?)?;
-        client.config.time_provider = Arc::new(StoppedClock::now(AGE_MARGIN));
+        let received = client.config.time_provider.current_time()?;
+        let age = Duration::from_secs(self.received.elapsed().as_secs());
+        let now = Duration::from_secs(received.as_secs()) + age;
+        client.config.time_provider = Arc::new(StoppedClock(UnixTime::since_unix_epoch(now)));
         let full_handshake = FullHandshake {
-            config: self.0.config.clone(),
+            config: self.client.config.clone(),
             seed,
             server_name: target.server_name.clone(),
             server_bytes: connection.stream.observer.server_bytes.clone(),
@@ -110,6 +130,7 @@ impl ReplayClient {
             early_data: early_data.to_vec(),
             full_handshake,
             first_flight: Vec::new(),
+            correct_until: self.received + age + Duration::from_secs(1),
         })
     }
 }
@@ -139,6 +160,12 @@ impl RepeatedOffer {
             .await?;
         let is_same = connection.stream.observer.first_flight == self.first_flight;
         Ok(is_same.then_some(connection))
+    }
+
+    /// True if servers may refuse the offer because it has become too old.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        Instant::now() >= self.correct_until
     }
 
     async fn send(
@@ -181,14 +208,6 @@ impl FullHandshake {
 /// A clock that stands still, so that the age of a session is the same in each ClientHello.
 #[derive(Debug)]
 struct StoppedClock(UnixTime);
-
-impl StoppedClock {
-    /// Stopped at the present time, or `ahead` of it.
-    fn now(ahead: Duration) -> Self {
-        let since_epoch = Duration::from_secs(UnixTime::now().as_secs());
-        Self(UnixTime::since_unix_epoch(since_epoch + ahead))
-    }
-}
 
 impl TimeProvider for StoppedClock {
     fn current_time(&self) -> Option<UnixTime> {

@@ -5,12 +5,14 @@
 
 use std::net::SocketAddr;
 
+use tokio::io::AsyncWriteExt as _;
+
 use super::http;
 use super::pace::Pace;
 use super::report::{
     EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings, ProbeReport,
 };
-use super::visit::{RESPONSE_WAIT, Visitor};
+use super::visit::{RESPONSE_WAIT, TICKET_WAIT, Visitor};
 use crate::client::{EstablishedConnection, RepeatedOffer, ReplayClient, SetupError, Target};
 
 /// Tests the servers that give sessions for early data.
@@ -66,13 +68,9 @@ async fn offer(
     origin: SocketAddr,
     address: SocketAddr,
 ) -> Result<Option<EarlyDataOffer>, SetupError> {
-    if !visitor.allows_early_data(origin)? {
-        pace.wait(origin).await;
-        // If this fails, there is no session to offer.
-        let _ = visitor.visit(None, origin, pace).await?;
-        if !visitor.allows_early_data(origin)? {
-            return Ok(None);
-        }
+    pace.wait(origin).await;
+    if !visitor.renew_session(origin, pace).await? {
+        return Ok(None);
     }
     pace.wait(address).await;
     let (outcome, error) = match visitor.offer_early_data(origin, address).await? {
@@ -127,24 +125,28 @@ async fn accepted_offer(
     let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
     let mut client = client.with_alpn(visitor.alpn_for(server));
     pace.wait(server).await;
-    let Ok(mut full) = client.connect(&target).await else {
-        return Ok(None);
-    };
-    visitor.request(&mut full).await;
-    let request = http::early_request(&plan.host);
-    let offer = client.repeated_offer(&full, &target, request.as_bytes());
-    full.close(RESPONSE_WAIT + full.times.first_byte).await;
-    let Some(mut offer) = offer else {
+    let Ok(full) = client.connect(&target, TICKET_WAIT).await else {
         return Ok(None);
     };
     pace.wait(server).await;
-    let Ok(mut first) = offer.offer(&target).await else {
+    let request = http::early_request(&plan.host);
+    let Some(mut offer) = client.repeated_offer(&full, &target, request.as_bytes()) else {
+        return Ok(None);
+    };
+    end(full).await;
+    let Ok(first) = offer.offer(&target).await else {
         return Ok(None);
     };
     let is_accepted = first.has_accepted_early_data();
-    read_status(&mut first).await;
-    first.close(RESPONSE_WAIT + first.times.first_byte).await;
+    end(first).await;
     Ok(is_accepted.then_some(offer))
+}
+
+/// Sends close_notify, and waits for nothing: the replays must follow soon, and some servers have one connection at
+/// a time.
+async fn end(mut connection: EstablishedConnection) {
+    // A server that closed the connection first is no reason to stop.
+    let _ = connection.stream.shutdown().await;
 }
 
 async fn send_again(accepted: &RepeatedOffer, target: &Target, replay: &mut EarlyDataReplay) {
@@ -154,6 +156,7 @@ async fn send_again(accepted: &RepeatedOffer, target: &Target, replay: &mut Earl
             replay.outcome = EarlyDataOutcome::Accepted;
             replay.status = read_status(&mut connection).await;
         }
+        Ok(Some(_)) if accepted.is_stale() => {}
         Ok(Some(_)) => replay.outcome = EarlyDataOutcome::Refused,
         Err(failure) => {
             replay.outcome = EarlyDataOutcome::Failed;

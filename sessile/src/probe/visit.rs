@@ -23,7 +23,7 @@ pub(super) const RESPONSE_WAIT: Duration = Duration::from_millis(500);
 
 /// Time to wait for TLS 1.3 tickets, or for an alert, before the request. The time that the server needed for its
 /// first byte is added.
-const TICKET_WAIT: Duration = Duration::from_millis(150);
+pub(super) const TICKET_WAIT: Duration = Duration::from_millis(150);
 
 const HTTP1: &[u8] = b"http/1.1";
 const H2: &[u8] = b"h2";
@@ -145,12 +145,18 @@ impl<'a> Visitor<'a> {
         Ok(self.connect(&offered, &target).await)
     }
 
-    /// True if the newest session of the server allows the request as early data.
-    pub(super) fn allows_early_data(&self, server: SocketAddr) -> Result<bool, SetupError> {
+    /// Gets a new session of the server, whose age is exact. True if it allows the request as early data.
+    pub(super) async fn renew_session(
+        &mut self,
+        server: SocketAddr,
+        pace: &mut Pace,
+    ) -> Result<bool, SetupError> {
         let name = Target::new(server, &self.plan.server_name)?.server_name;
         let request = http::early_request(&self.plan.host);
-        let sessions = self.sessions.get(&server);
-        Ok(sessions.is_some_and(|sessions| sessions.allows_early_data(&name, request.len())))
+        self.client.restart_clock();
+        let is_finished = self.visit(None, server, pace).await?.is_ok();
+        let sessions = self.sessions_of(server);
+        Ok(is_finished && sessions.allows_early_data(&name, request.len()))
     }
 
     /// Offers the newest session of `origin` with early data. The result tells whether the server accepted the early
@@ -179,14 +185,6 @@ impl<'a> Visitor<'a> {
         }
         connection.close(wait).await;
         Ok(Ok(is_accepted))
-    }
-
-    /// Makes the request of the plan on an open connection, which stays open.
-    pub(super) async fn request(&self, connection: &mut EstablishedConnection) {
-        let wait = RESPONSE_WAIT + connection.times.first_byte;
-        connection.await_ticket(TICKET_WAIT + wait).await;
-        let then = AfterResponse::KeepAlive;
-        self.exchange(connection, &self.plan.host, then, wait).await;
     }
 
     /// Connects with another server name, and with a session of the tested name that `origin` gave, or without a

@@ -408,8 +408,12 @@ fn announcement(plan: &ProbePlan) -> String {
         0 => "no limit of the rate".to_owned(),
         rate => format!("at most {rate} a second to one address"),
     };
+    let early_data = match plan.early_data_connections() {
+        0 => String::new(),
+        more => format!("; up to {more} more if they accept early data"),
+    };
     format!(
-        "about {} connections to {} of {}{time}, {rate}",
+        "about {} connections to {} of {}{time}, {rate}{early_data}",
         plan.connections(),
         table::count(plan.addresses.len(), "address", "addresses"),
         plan.target,

@@ -103,6 +103,12 @@ impl EstablishedConnection {
             })
     }
 
+    /// True if the server accepted the early data of this connection.
+    #[must_use]
+    pub fn has_accepted_early_data(&self) -> bool {
+        self.stream.tls().is_early_data_accepted()
+    }
+
     /// The number of TLS 1.3 tickets received so far. Tickets follow the handshake, so this number
     /// rises only while the stream is read.
     #[must_use]

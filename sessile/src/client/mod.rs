@@ -1,11 +1,14 @@
 //! A TLS client that keeps sessions, and reads from the wire whether the server resumed them. The
 //! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
+mod age_clock;
 mod certificate;
 mod clear_replies;
 mod connection;
 mod error;
 mod postgres;
+mod replay;
+mod seeded;
 mod sessions;
 mod start_tls;
 mod stream;
@@ -13,11 +16,13 @@ mod ticket_secret;
 mod trust;
 mod wire_observer;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::client::{Resumption, Tls12Resumption};
+use rustls::crypto::CryptoProvider;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
@@ -30,6 +35,7 @@ pub use certificate::{ClientCertificate, ClientCertificateError};
 pub use connection::{Close, EstablishedConnection, GivenTicket, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
 pub(crate) use postgres::{RequestTlsError, request_tls};
+pub use replay::{RepeatedOffer, ReplayClient};
 pub use sessions::Sessions;
 pub use start_tls::{Refusal, StartTls};
 pub use stream::Stream;
@@ -37,7 +43,9 @@ pub use trust::Trust;
 pub use wire_observer::Offer;
 pub(crate) use wire_observer::hex;
 
+use age_clock::AgeClock;
 use certificate::CertificateSource;
+use seeded::Seed;
 use sessions::HandshakeSessions;
 use ticket_secret::TicketSecret;
 use wire_observer::WireObserver;
@@ -90,6 +98,15 @@ pub enum Mechanism {
     Psk,
 }
 
+/// The early data (0-RTT) of one connection: data in the first flight, before the server has answered.
+#[derive(Clone, Copy)]
+enum EarlyData<'a> {
+    None,
+    Send(&'a [u8]),
+    /// The connection sends nothing after the early data, so the server sees no end of the handshake.
+    SendOnly(&'a [u8]),
+}
+
 /// A TLS client with its sessions.
 ///
 /// Cheap to clone; clones share the sessions.
@@ -101,6 +118,8 @@ pub struct Client {
     certificate: Arc<CertificateSource>,
     mechanism: Mechanism,
     timeout: Duration,
+    /// The source of all random bytes of a ClientHello, for a client with the seeded provider.
+    seed: Option<Seed>,
 }
 
 impl Client {
@@ -127,6 +146,18 @@ impl Client {
         timeout: Duration,
     ) -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let certificate = Arc::new(CertificateSource::new(certificate));
+        Self::build(mechanism, trust, certificate, timeout, provider)
+    }
+
+    fn build(
+        mechanism: Mechanism,
+        trust: &Trust,
+        // rustls resumes only between configurations with the same source of certificates.
+        certificate: Arc<CertificateSource>,
+        timeout: Duration,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, SetupError> {
         // All connections share one verifier, because rustls resumes only between configurations
         // with the same verifier.
         let verifier = trust.verifier(Arc::clone(&provider))?;
@@ -135,8 +166,6 @@ impl Client {
             Mechanism::Psk => &[&TLS13][..],
             Mechanism::Any => &[&TLS13, &TLS12][..],
         };
-        // rustls resumes only between configurations with the same source of certificates.
-        let certificate = Arc::new(CertificateSource::new(certificate));
         let resolver = Arc::<CertificateSource>::clone(&certificate);
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
@@ -150,6 +179,7 @@ impl Client {
             certificate,
             mechanism,
             timeout,
+            seed: None,
         })
     }
 
@@ -160,6 +190,14 @@ impl Client {
             sessions: self.sessions.empty_like(),
             ..self.clone()
         }
+    }
+
+    /// The age of sessions counts in whole seconds from now on.
+    ///
+    /// rustls subtracts two times of day in whole seconds, which can be a second more than the age. Some servers then
+    /// refuse early data.
+    pub fn restart_clock(&mut self) {
+        self.config.time_provider = Arc::new(AgeClock::start());
     }
 
     /// Sets the application protocols to offer, the preferred one first. If `protocols` is empty,
@@ -199,6 +237,30 @@ impl Client {
         offered: &Sessions,
         target: &Target,
     ) -> Result<EstablishedConnection, Failure> {
+        self.open(offered, target, EarlyData::None).await
+    }
+
+    /// Connects as [`Client::attempt_with`] does, and sends early data if the offered session allows it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn attempt_with_early_data(
+        &self,
+        offered: &Sessions,
+        target: &Target,
+        early_data: &[u8],
+    ) -> Result<EstablishedConnection, Failure> {
+        let early_data = EarlyData::Send(early_data);
+        self.open(offered, target, early_data).await
+    }
+
+    async fn open(
+        &self,
+        offered: &Sessions,
+        target: &Target,
+        early_data: EarlyData<'_>,
+    ) -> Result<EstablishedConnection, Failure> {
         // A thread's first random bytes take the library tens of milliseconds. Draw them before the
         // connection is timed. If this fails, the handshake fails as well.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
@@ -222,9 +284,10 @@ impl Client {
         // know of this session, so it is made afterwards.
         let ticket_secret = Arc::new(TicketSecret::default());
         let config = self.config_for(&sessions, &ticket_secret);
-        let tls = ClientConnection::new(config, name.clone()).map_err(Error::from_tls)?;
+        let tls = self.start_tls(config, name, early_data)?;
         let observer = WireObserver::new(sessions.offers_tls12_session());
         let mut stream = Stream::new(tcp, tls, observer);
+        stream.ends_with_first_flight = matches!(early_data, EarlyData::SendOnly(_));
         timeout(self.timeout, stream.handshake())
             .await
             .unwrap_or(Err(Error::TimedOut {
@@ -266,6 +329,32 @@ impl Client {
         })
     }
 
+    /// Makes the ClientHello, with the early data if the offered session allows it.
+    fn start_tls(
+        &self,
+        mut config: ClientConfig,
+        name: &ServerName<'static>,
+        early_data: EarlyData<'_>,
+    ) -> Result<ClientConnection, Error> {
+        let data = match early_data {
+            EarlyData::None => &[],
+            EarlyData::Send(data) | EarlyData::SendOnly(data) => data,
+        };
+        config.enable_early_data = !data.is_empty();
+        let start = || ClientConnection::new(Arc::new(config), name.clone());
+        let started = match &self.seed {
+            Some(seed) => seed.run(start),
+            None => start(),
+        };
+        let mut tls = started.map_err(Error::from_tls)?;
+        if let Some(mut writer) = tls.early_data()
+            && writer.bytes_left() >= data.len()
+        {
+            writer.write_all(data).map_err(Error::Connect)?;
+        }
+        Ok(tls)
+    }
+
     /// Sends the bytes before the ClientHello, and waits for the server's consent if TLS needs one.
     async fn send_preface(&self, tcp: &mut TcpStream, target: &Target) -> Result<(), Error> {
         let Some(protocol) = target.start_tls else {
@@ -299,7 +388,7 @@ impl Client {
         &self,
         sessions: &Arc<HandshakeSessions>,
         ticket_secret: &Arc<TicketSecret>,
-    ) -> Arc<ClientConfig> {
+    ) -> ClientConfig {
         let tls12 = match self.mechanism {
             Mechanism::SessionId => Tls12Resumption::SessionIdOnly,
             Mechanism::Any | Mechanism::Ticket | Mechanism::Psk => {
@@ -310,7 +399,7 @@ impl Client {
         let store = Arc::<HandshakeSessions>::clone(sessions);
         config.resumption = Resumption::store(store).tls12_resumption(tls12);
         config.key_log = Arc::<TicketSecret>::clone(ticket_secret);
-        Arc::new(config)
+        config
     }
 
     fn keeps_tls12_session(&self, outcome: &Outcome) -> bool {

@@ -77,6 +77,17 @@ impl Sessions {
         moved
     }
 
+    /// True if the newest TLS 1.3 ticket of the name allows this number of bytes of early data.
+    #[must_use]
+    pub fn allows_early_data(&self, name: &ServerName<'_>, bytes: usize) -> bool {
+        let cache = locked(&self.0);
+        let newest = cache.tls13.newest(name);
+        newest.is_some_and(|cached| {
+            let most = usize::try_from(cached.session.max_early_data_size());
+            most.is_ok_and(|most| most >= bytes)
+        })
+    }
+
     /// Removes all sessions and tickets.
     pub fn clear(&self) {
         let mut cache = locked(&self.0);

@@ -22,11 +22,18 @@ pub struct Stream {
     tcp: TcpStream,
     tls: ClientConnection,
     pub(super) observer: WireObserver,
+    /// True if the client sends nothing after its first flight.
+    pub(super) ends_with_first_flight: bool,
 }
 
 impl Stream {
     pub(super) const fn new(tcp: TcpStream, tls: ClientConnection, observer: WireObserver) -> Self {
-        Self { tcp, tls, observer }
+        Self {
+            tcp,
+            tls,
+            observer,
+            ends_with_first_flight: false,
+        }
     }
 
     /// The connection's state in rustls.
@@ -55,6 +62,10 @@ impl Stream {
                 Poll::Pending => return Poll::Pending,
             };
             if !self.tls.is_handshaking() {
+                // A server that has answered early data may close before it has read the client's Finished.
+                if self.tls.is_early_data_accepted() {
+                    return Poll::Ready(Ok(()));
+                }
                 return Poll::Ready(
                     flushed.map_err(|error| Error::ClosedEarly(Close::from(&error))),
                 );
@@ -94,13 +105,20 @@ impl Stream {
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { tcp, tls, observer } = self;
+        let Self {
+            tcp, tls, observer, ..
+        } = self;
         let tcp = Blocking { io: tcp, cx };
         pending_if_blocked(tls.read_tls(&mut ObservedTcp { tcp, observer }))
     }
 
     fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { tcp, tls, observer } = self;
+        if self.ends_with_first_flight && self.observer.first_byte.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let Self {
+            tcp, tls, observer, ..
+        } = self;
         while tls.wants_write() {
             let tcp = Blocking { io: tcp, cx };
             let written = tls.write_tls(&mut ObservedTcp { tcp, observer });

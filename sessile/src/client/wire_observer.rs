@@ -97,12 +97,17 @@ pub(super) struct WireObserver {
     pub(super) first_byte: Option<Instant>,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Option<Outcome>,
+    /// The bytes that the client sent before the server's first byte.
+    pub(super) first_flight: Vec<u8>,
     /// The server's first bytes, from its first record on.
     pub(super) server_bytes: Vec<u8>,
 }
 
 /// The bytes in which TLS 1.3 tickets are looked for: room for a handshake with large certificates.
 const MAX_SERVER_BYTES: usize = 1 << 16;
+
+/// The bytes of the first flight that are kept: room for a ClientHello with a large ticket, and early data.
+const MAX_FIRST_FLIGHT: usize = 1 << 17;
 
 enum ObserverState {
     ExpectClientHello(HelloReader),
@@ -118,11 +123,17 @@ impl WireObserver {
             first_byte: None,
             offered: None,
             outcome: None,
+            first_flight: Vec::new(),
             server_bytes: Vec::new(),
         }
     }
 
     pub(super) fn client_sent(&mut self, bytes: &[u8]) {
+        if self.first_byte.is_none() {
+            let room = MAX_FIRST_FLIGHT - self.first_flight.len();
+            let kept = &bytes[..bytes.len().min(room)];
+            self.first_flight.extend_from_slice(kept);
+        }
         let ObserverState::ExpectClientHello(reader) = &mut self.state else {
             return;
         };

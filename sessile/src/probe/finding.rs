@@ -25,7 +25,7 @@ pub struct Finding {
 pub enum Severity {
     /// Connections fail, or sessions are not safe.
     Critical,
-    /// Clients pay for full handshakes.
+    /// Clients pay for full handshakes, or others can have a request of a client executed again.
     Warning,
     /// Good to know.
     Notice,
@@ -67,6 +67,8 @@ pub enum Code {
     ForgetsOwnSessions,
     /// A server promises to accept tickets for more than seven days.
     LifetimeOverSevenDays,
+    /// A server accepts the same early data twice, and answers both times.
+    EarlyDataReplayed,
     /// A server requires a client certificate, and the probe has none that it accepts.
     ClientCertificateRequired,
     /// A server requests a client certificate, and finishes handshakes without one.
@@ -85,6 +87,8 @@ pub enum Code {
     TicketsInFullHandshakesOnly,
     /// A resumed TLS 1.2 handshake gives a new ticket.
     RenewsTls12Ticket,
+    /// A server accepts the same early data twice, and does not answer before the end of the handshake.
+    AcceptsEarlyDataTwice,
     /// A server promises to accept tickets after the end of its certificate.
     OutlivesCertificate,
     /// A server gives the same TLS 1.3 ticket in several handshakes.
@@ -105,6 +109,7 @@ impl Finding {
             | Code::RefusesSharedKeys
             | Code::NoSharedCache
             | Code::LifetimeOverSevenDays
+            | Code::EarlyDataReplayed
             | Code::LostWithIdleConnection
             | Code::LostAfterGap
             | Code::LostBeforeLifetime
@@ -123,6 +128,7 @@ impl Finding {
             | Code::LostWithoutCloseNotify
             | Code::TicketsInFullHandshakesOnly
             | Code::RenewsTls12Ticket
+            | Code::AcceptsEarlyDataTwice
             | Code::OutlivesCertificate
             | Code::RepeatsTickets
             | Code::UnusableSessionIds => Severity::Notice,
@@ -141,6 +147,7 @@ impl Finding {
             Code::WeakTicketKey => Remedy::RandomTicketKey,
             Code::RefusesSharedKeys => Remedy::SameContext,
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
+            Code::EarlyDataReplayed | Code::AcceptsEarlyDataTwice => Remedy::RefuseReplays,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
             Code::LostAfterGap | Code::LostBeforeLifetime => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,

@@ -9,7 +9,7 @@ use sessile_proto::resumption_matrix::{Answers, Consistency, ResumptionMatrix};
 use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::ProbeReport;
-use super::table::{mark, summary, title};
+use super::table::{early_data_summary, mark, summary, title};
 use crate::page::{Page, escaped};
 
 /// The width and height of a place in a matrix, in pixels.
@@ -46,8 +46,14 @@ pub fn write(report: &ProbeReport, date: &str) -> String {
         );
         if tested.returns().next().is_some() {
             let matrix = tested.matrix(&report.addresses);
-            push_picture(&mut body, &matrix, &report.addresses);
+            push_picture(&mut body, &matrix, &report.addresses, "resumed");
         }
+        body.push_str("</section>\n");
+    }
+    if let Some(summary) = early_data_summary(&report.early_data) {
+        let _ = writeln!(body, "<section><h2>0-RTT</h2>\n<p>{summary}</p>");
+        let matrix = report.early_data.matrix(&report.addresses);
+        push_picture(&mut body, &matrix, &report.addresses, "accepted");
         body.push_str("</section>\n");
     }
     push_servers(&mut body, report);
@@ -98,7 +104,12 @@ fn push_findings(body: &mut String, findings: &[Finding]) {
 }
 
 /// A row of places for each server that gave sessions, a column for each server that got them.
-fn push_picture(body: &mut String, matrix: &ResumptionMatrix, addresses: &[SocketAddr]) {
+fn push_picture(
+    body: &mut String,
+    matrix: &ResumptionMatrix,
+    addresses: &[SocketAddr],
+    success: &str,
+) {
     let servers = matrix.servers();
     let size = LABEL + servers * PLACE;
     let _ = writeln!(
@@ -122,7 +133,7 @@ fn push_picture(body: &mut String, matrix: &ResumptionMatrix, addresses: &[Socke
             let [x, y] = [to, from].map(|index| LABEL + index * PLACE);
             let _ = writeln!(
                 body,
-                "<g><title>{} offered to {}: {} of {} resumed</title>\
+                "<g><title>{} offered to {}: {} of {} {success}</title>\
                  <rect x={x} y={y} width={side} height={side} rx=4 fill=\"{}\"/>\
                  <text x={} y={} fill=#fff>{}</text></g>",
                 addresses[from],
@@ -168,16 +179,26 @@ fn push_servers(body: &mut String, report: &ProbeReport) {
 mod tests {
     use super::*;
     use crate::probe::samples;
+    use crate::probe::{EarlyDataOffer, EarlyDataOutcome};
 
     #[test]
     fn the_page_has_the_findings_and_a_picture_and_escapes_its_texts() {
         let mut report = samples::report();
         report.target = "<script>".to_owned();
+        report.early_data.offers.push(EarlyDataOffer {
+            origin: samples::address(1),
+            address: samples::address(2),
+            outcome: EarlyDataOutcome::Accepted,
+            error: None,
+        });
         let page = write(&report, "2026-11-27");
         assert!(page.contains("Some sessions do not resume"));
         assert!(page.contains("warning</span>"), "{page}");
         assert!(
             page.contains("<title>192.0.2.1:443 offered to 192.0.2.2:443: 0 of 1 resumed</title>")
+        );
+        assert!(
+            page.contains("<title>192.0.2.1:443 offered to 192.0.2.2:443: 1 of 1 accepted</title>")
         );
         assert!(page.contains("sessile probe: &lt;script>"));
         assert!(!page.contains("<script>"));

@@ -56,10 +56,30 @@ pub(crate) async fn request_head(
     wait: Duration,
 ) -> Exchange {
     let request = request(host, then);
-    let mut head = Vec::new();
-    let exchange = async {
+    let send = async {
         stream.write_all(request.as_bytes()).await?;
-        stream.flush().await?;
+        stream.flush().await
+    };
+    match timeout(wait, send).await {
+        Ok(Ok(())) => read_head(stream, wait).await,
+        Ok(Err(error)) => Exchange {
+            headers: ServerHeaders::default(),
+            alert: alert_of(error),
+        },
+        Err(_) => Exchange::default(),
+    }
+}
+
+/// The request as early data. The connection stays open, because some servers otherwise close it before they have
+/// read the rest of the handshake.
+pub(crate) fn early_request(host: &str) -> String {
+    request(host, AfterResponse::KeepAlive)
+}
+
+/// Waits at most `wait` for the response head.
+pub(crate) async fn read_head(stream: &mut Stream, wait: Duration) -> Exchange {
+    let mut head = Vec::new();
+    let read = async {
         let mut chunk = [0; 2048];
         while head.len() < MAX_HEAD && !is_complete(&head) && may_be_http(&head) {
             match stream.read(&mut chunk).await? {
@@ -70,7 +90,7 @@ pub(crate) async fn request_head(
         io::Result::Ok(())
     };
     // Use the bytes that arrived before a timeout or an error, because they may contain the headers.
-    let result = timeout(wait, exchange).await.unwrap_or(Ok(()));
+    let result = timeout(wait, read).await.unwrap_or(Ok(()));
     Exchange {
         headers: parse_headers(&head),
         alert: result.err().and_then(alert_of),

@@ -18,7 +18,9 @@ use super::attempt::{Attempt, FailedHandshake};
 use super::events::{KeyAge, ProbeEvent, Watched};
 use super::finding::Finding;
 use super::findings;
-use super::report::{Cause, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport};
+use super::report::{
+    Cause, EarlyDataFindings, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
+};
 use super::ticket_facts::{KeyNames, TicketFacts};
 use crate::client::{Offer, hex};
 
@@ -49,8 +51,8 @@ pub fn write(report: &ProbeReport) -> String {
         "findings": findings,
         "mechanisms": mechanisms,
         "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
-        "early_data": Value::Null,
         "watched": report.watched.as_ref().map(watched),
+        "early_data": early_data(&report.early_data),
         "session_ages": report.session_ages.iter().map(session_age).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
@@ -150,6 +152,34 @@ fn other_name(offered: &OtherNameOffer) -> Value {
             Ok(seen) => seen.certificate_requested,
             Err(failed) => failed.certificate_requested,
         },
+    })
+}
+
+/// `null` if no server gives sessions for early data.
+fn early_data(found: &EarlyDataFindings) -> Value {
+    if found.is_empty() {
+        return Value::Null;
+    }
+    let offers = found.offers.iter().map(|offer| {
+        json!({
+            "origin": offer.origin,
+            "address": offer.address,
+            "outcome": offer.outcome.as_str(),
+            "error": offer.error,
+        })
+    });
+    let replays = found.replays.iter().map(|replay| {
+        json!({
+            "origin": replay.origin,
+            "address": replay.address,
+            "outcome": replay.outcome.as_str(),
+            "http_status": replay.status,
+            "error": replay.error,
+        })
+    });
+    json!({
+        "offers": offers.collect::<Vec<_>>(),
+        "replays": replays.collect::<Vec<_>>(),
     })
 }
 
@@ -302,7 +332,7 @@ mod tests {
     use super::*;
     use crate::probe::finding::{Code, Severity};
     use crate::probe::samples;
-    use crate::probe::{FirstConnection, Status};
+    use crate::probe::{EarlyDataOutcome, FirstConnection, Status};
 
     #[test]
     fn contains_the_promised_fields() {
@@ -368,6 +398,7 @@ mod tests {
         assert_in_schema::<How>("mechanism");
         assert_in_schema::<SessionOutcome>("outcome");
         assert_in_schema::<FirstConnection>("first_connection");
+        assert_in_schema::<EarlyDataOutcome>("early_data_outcome");
     }
 
     #[test]

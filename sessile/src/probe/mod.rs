@@ -3,13 +3,14 @@
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
-//! - `delayed`, `ages`, `watch`, `other_name`: the tests beside the matrix.
+//! - `delayed`, `ages`, `watch`, `early_data`, `other_name`: the tests beside the matrix.
 //! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod after_gap;
 mod ages;
 mod attempt;
 mod delayed;
+mod early_data;
 mod events;
 pub mod finding;
 pub mod findings;
@@ -41,7 +42,10 @@ pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
 pub use events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
 use pace::Pace;
 pub use plan::{AgeLimits, FirstConnection, MECHANISMS, ProbePlan, Request};
-pub use report::{MechanismFindings, OtherNameOffer, ProbeReport, Status};
+pub use report::{
+    EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings,
+    OtherNameOffer, ProbeReport, Status,
+};
 use visit::Visitor;
 
 /// What the probe does next.
@@ -97,6 +101,9 @@ pub async fn run(
         };
         test.run().await?;
         test.offer_to_other_names().await?;
+        if how == How::Psk {
+            early_data::run(&mut test.visitor, test.pace, test.report).await?;
+        }
         if report.no_address_answers() {
             break;
         }

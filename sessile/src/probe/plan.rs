@@ -124,6 +124,10 @@ const RETURNS_OF_PAIR: usize = 2;
 /// Connections for each server and each other name.
 const CONNECTIONS_OF_OTHER_NAME: usize = 3;
 
+/// Connections for the test of one server that may accept early data twice: a full handshake, the first offer, and the
+/// same bytes at this server and at another one.
+const CONNECTIONS_OF_REPLAYS: usize = 4;
+
 /// Tickets that most TLS 1.3 servers give in a full handshake.
 const USUAL_TICKETS: usize = 2;
 
@@ -167,6 +171,18 @@ impl ProbePlan {
         });
         let delayed = 2 * servers * sessions * self.first_connections.len();
         self.mechanisms.len() * (servers + offers + other_names + delayed + watch)
+    }
+
+    /// The largest number of further connections if the servers accept early data.
+    #[must_use]
+    pub fn early_data_connections(&self) -> usize {
+        if self.request != Request::Http1 || !self.mechanisms.contains(&How::Psk) {
+            return 0;
+        }
+        let servers = self.addresses.len();
+        let offers = servers * servers;
+        // Each offer can need a new session first.
+        2 * offers + CONNECTIONS_OF_REPLAYS * servers
     }
 
     /// The time that the connections take under the limit of the rate, if the servers answer at once.

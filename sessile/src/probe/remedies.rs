@@ -20,6 +20,7 @@ pub enum Remedy {
     SameContext,
     RandomTicketKey,
     RotateKeys,
+    RefuseReplays,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -248,6 +249,22 @@ const SEPARATE_NAMES: &[Step] = &[
     ),
 ];
 
+const REFUSE_REPLAYS: &[Step] = &[
+    step(
+        "nginx",
+        "ssl_early_data off; or proxy_set_header Early-Data $ssl_early_data; and an application that answers 425 to \
+         requests that must not be executed twice (RFC 8470)",
+    ),
+    step(
+        "HAProxy",
+        "remove allow-0rtt, or http-request wait-for-handshake for requests that must not be executed twice",
+    ),
+    step(
+        "all",
+        "turn off early data, or take requests of early data only if they can be executed twice",
+    ),
+];
+
 impl Remedy {
     /// The steps, in the order of the report.
     #[must_use]
@@ -267,6 +284,7 @@ impl Remedy {
             Self::KeepIdleSessions => KEEP_IDLE_SESSIONS,
             Self::LongerLifetime => LONGER_LIFETIME,
             Self::ShorterLifetime => SHORTER_LIFETIME,
+            Self::RefuseReplays => REFUSE_REPLAYS,
             Self::SameContext => SAME_CONTEXT,
             Self::RandomTicketKey => RANDOM_TICKET_KEY,
             Self::RotateKeys => ROTATE_KEYS,

@@ -1,5 +1,7 @@
 //! The results of a probe and the conclusions from them.
 
+mod early_data;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
 use super::events::Watched;
 use super::plan::{FirstConnection, ProbePlan};
 use crate::client::Error;
+pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay};
 
 /// The results of one run.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct ProbeReport {
     pub watched: Option<Watched>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
+    /// Early data with TLS 1.3 sessions.
+    pub early_data: EarlyDataFindings,
 }
 
 /// An address of a name that does not take part, because this machine has no route to the address, or because
@@ -128,6 +133,7 @@ impl ProbeReport {
             session_ages: Vec::new(),
             watched: None,
             other_names: Vec::new(),
+            early_data: EarlyDataFindings::default(),
         }
     }
 

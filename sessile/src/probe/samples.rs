@@ -10,7 +10,9 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
 use super::events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
-use super::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
+use super::{
+    Attempt, EarlyDataFindings, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport,
+};
 use crate::client::{Error, GivenTicket, HandshakeTimes, Offer};
 
 pub(super) fn address(last: u8) -> SocketAddr {
@@ -105,6 +107,7 @@ pub(super) fn report() -> ProbeReport {
         session_ages: Vec::new(),
         watched: None,
         other_names: Vec::new(),
+        early_data: EarlyDataFindings::default(),
         mechanisms: vec![
             MechanismFindings {
                 how: How::SessionId,

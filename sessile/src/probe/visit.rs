@@ -19,18 +19,18 @@ use crate::client::{
 
 /// Time to wait for the HTTP response, and for the server's close. The time that the server needed
 /// for its first byte is added.
-const RESPONSE_WAIT: Duration = Duration::from_millis(500);
+pub(super) const RESPONSE_WAIT: Duration = Duration::from_millis(500);
 
 /// Time to wait for TLS 1.3 tickets, or for an alert, before the request. The time that the server needed for its
 /// first byte is added.
-const TICKET_WAIT: Duration = Duration::from_millis(150);
+pub(super) const TICKET_WAIT: Duration = Duration::from_millis(150);
 
 const HTTP1: &[u8] = b"http/1.1";
 const H2: &[u8] = b"h2";
 
 /// Connects with one mechanism, and keeps the sessions of each server apart.
 pub(super) struct Visitor<'a> {
-    plan: &'a ProbePlan,
+    pub(super) plan: &'a ProbePlan,
     pub(super) how: How,
     client: Client,
     sessions: HashMap<SocketAddr, Sessions>,
@@ -161,6 +161,48 @@ impl<'a> Visitor<'a> {
         Ok(self.connect(&offered, &target).await)
     }
 
+    /// Gets a new session of the server, whose age is exact. True if it allows the request as early data.
+    pub(super) async fn renew_session(
+        &mut self,
+        server: SocketAddr,
+        pace: &mut Pace,
+    ) -> Result<bool, SetupError> {
+        let name = Target::new(server, &self.plan.server_name)?.server_name;
+        let request = http::early_request(&self.plan.host);
+        self.client.restart_clock();
+        let is_finished = self.visit(None, server, pace).await?.is_ok();
+        let sessions = self.sessions_of(server);
+        Ok(is_finished && sessions.allows_early_data(&name, request.len()))
+    }
+
+    /// Offers the newest session of `origin` with early data. The result tells whether the server accepted the early
+    /// data.
+    pub(super) async fn offer_early_data(
+        &mut self,
+        origin: SocketAddr,
+        address: SocketAddr,
+    ) -> Result<Result<bool, Error>, SetupError> {
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
+        let request = http::early_request(&self.plan.host);
+        let offered = self.sessions_of(origin);
+        let mut client = self.client_for(address);
+        client.sessions = self.sessions_of(address);
+        let attempt = client.attempt_with_early_data(&offered, &target, request.as_bytes());
+        let mut connection = match attempt.await {
+            Ok(connection) => connection,
+            Err(failure) => return Ok(Err(failure.error)),
+        };
+        let is_accepted = connection.has_accepted_early_data();
+        let wait = RESPONSE_WAIT + connection.times.first_byte;
+        if is_accepted {
+            http::read_head(&mut connection.stream, wait).await;
+        }
+        connection.close(wait).await;
+        Ok(Ok(is_accepted))
+    }
+
     /// Connects with another server name, and with a session of the tested name that `origin` gave, or without a
     /// session. Keeps no new session.
     pub(super) async fn visit_name(
@@ -200,8 +242,18 @@ impl<'a> Visitor<'a> {
 
     /// The client with the offer of ALPN that the server has not refused.
     fn client_for(&self, server: SocketAddr) -> Client {
+        self.client.clone().with_alpn(self.alpn_for(server))
+    }
+
+    /// The offer of ALPN that the server has not refused.
+    pub(super) fn alpn_for(&self, server: SocketAddr) -> &[&'a [u8]] {
         let refused = self.refused_alpn.get(&server).copied().unwrap_or(0);
-        self.client.clone().with_alpn(&self.alpn[refused])
+        &self.alpn[refused]
+    }
+
+    /// True if the server can only choose HTTP/1.1.
+    pub(super) fn offers_http1_only(&self, server: SocketAddr) -> bool {
+        self.plan.request == Request::Http1 && !self.alpn_for(server).contains(&H2)
     }
 
     fn sessions_of(&mut self, server: SocketAddr) -> Sessions {

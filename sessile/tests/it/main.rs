@@ -35,6 +35,7 @@ mod losses;
 mod peers;
 mod probe;
 mod probe_after;
+mod probe_early_data;
 mod probe_start_tls;
 mod probe_watch;
 mod proxy_protocol;

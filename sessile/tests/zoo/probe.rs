@@ -107,6 +107,7 @@ farms! {
     nginx_with_other_certificates;
     nginx_rotated_on_one;
     nginx_in_two_key_groups;
+    nginx_with_early_data;
     nginx_with_a_zero_key;
     nginx_without_a_cache;
     nginx_with_a_short_timeout;

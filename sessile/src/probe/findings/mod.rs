@@ -3,6 +3,8 @@
 
 mod ages;
 mod delayed;
+mod early_data;
+mod groups;
 mod other_names;
 mod tickets;
 mod watch;
@@ -17,8 +19,8 @@ use sessile_proto::watch::Kind;
 use super::attempt::Attempt;
 use super::finding::{Code, Finding};
 use super::report::{MechanismFindings, ProbeReport, Status};
-use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session, short};
-use super::ticket_facts::{KeyNames, TicketFacts, given};
+use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session};
+use super::ticket_facts::{KeyNames, given};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -32,6 +34,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     found.failures();
     found.other_names();
     found.delayed();
+    found.early_data();
     found.session_ages();
     found.watched();
     for tested in &report.mechanisms {
@@ -249,40 +252,8 @@ impl Found<'_> {
         let sharing = matrix.sharing();
         self.own_sessions(tested, &sharing);
         self.one_way(tested, &sharing);
-        let is_split = matrix.has_separate_groups(&sharing.groups);
-        if is_split {
-            let groups: Vec<String> = sharing
-                .groups
-                .iter()
-                .map(|group| self.names(&self.addresses(group)))
-                .collect();
-            let servers = self.addresses(&sharing.groups.concat());
-            let groups = groups.join("; ");
-            let only_own = "Each of these groups resumes only its own sessions";
-            let key_names = self.key_names(tested, &sharing.groups);
-            let (code, text) = if is_by_cache(tested) {
-                let text =
-                    format!("The servers do not share a session cache. {only_own}: {groups}.");
-                (Code::NoSharedCache, text)
-            } else if let Some(shared) = shared_name(&key_names) {
-                let mut text = format!(
-                    "The tickets of all servers name the same key ({shared}), and the servers refuse each other's \
-                     tickets. {only_own}: {groups}."
-                );
-                if self.have_different_certificates(tested, &sharing.groups) {
-                    text += " The groups have different certificates.";
-                }
-                (Code::RefusesSharedKeys, text)
-            } else {
-                let mut text =
-                    format!("The servers do not share ticket keys. {only_own}: {groups}.");
-                if key_names.iter().all(|names| !names.is_empty()) {
-                    let names: Vec<String> = key_names.iter().map(joined).collect();
-                    text += &format!(" Their tickets name different keys: {}.", names.join("; "));
-                }
-                (Code::NoSharedTicketKeys, text)
-            };
-            self.add(code, how, servers, text);
+        if matrix.has_separate_groups(&sharing.groups) {
+            self.separate_groups(tested, &sharing);
         }
         for &(from, to) in &sharing.uneven {
             // An address that is uneven with its own sessions is another finding.
@@ -302,40 +273,6 @@ impl Found<'_> {
             self.add(Code::ResumesSometimes, how, vec![from, to], text);
         }
         self.not_offered_by_all(tested);
-    }
-
-    /// The key names of each group's tickets.
-    fn key_names(
-        &self,
-        tested: &MechanismFindings,
-        groups: &[Vec<usize>],
-    ) -> Vec<BTreeSet<String>> {
-        let known = KeyNames::of(self.report);
-        let of_server = |server: &usize| {
-            TicketFacts::of(tested, &known, self.report.addresses[*server])
-                .map(|facts| facts.key_names)
-                .unwrap_or_default()
-        };
-        let of_group = |group: &Vec<usize>| group.iter().flat_map(of_server).collect();
-        groups.iter().map(of_group).collect()
-    }
-
-    /// True if no two groups have a certificate in common.
-    fn have_different_certificates(
-        &self,
-        tested: &MechanismFindings,
-        groups: &[Vec<usize>],
-    ) -> bool {
-        let of_group = |group: &Vec<usize>| -> BTreeSet<[u8; 32]> {
-            let servers = group.iter().map(|&server| self.report.addresses[server]);
-            servers
-                .flat_map(|server| tested.full(server))
-                .filter_map(|seen| seen.certificate)
-                .collect()
-        };
-        let mut certificates = groups.iter().flat_map(of_group);
-        let mut known = BTreeSet::new();
-        certificates.all(|certificate| known.insert(certificate)) && !known.is_empty()
     }
 
     /// Servers that give no session of a kind that others give.
@@ -467,19 +404,6 @@ fn number_of_keys(report: &ProbeReport, tested: &MechanismFindings, server: Sock
         .filter_map(|ticket| ticket.get(..KEY_NAME_LEN))
         .collect();
     prefixes.len()
-}
-
-/// A key name that all groups have, in short form.
-fn shared_name(groups: &[BTreeSet<String>]) -> Option<String> {
-    let (first, others) = groups.split_first()?;
-    let mut names = first.iter();
-    let shared = names.find(|name| others.iter().all(|group| group.contains(*name)));
-    shared.map(|name| short(name))
-}
-
-fn joined(names: &BTreeSet<String>) -> String {
-    let names: Vec<String> = names.iter().map(|name| short(name)).collect();
-    names.join(", ")
 }
 
 #[cfg(test)]

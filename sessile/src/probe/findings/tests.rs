@@ -6,6 +6,7 @@ use super::*;
 use crate::client::{Error, Offer};
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Severity;
+use crate::probe::report::{EarlyDataOutcome, EarlyDataReplay};
 use crate::probe::samples::{address, failed, faulty, given_ticket, report, seen, watched};
 
 /// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for
@@ -338,4 +339,50 @@ fn a_key_of_tls12_tickets_is_old_after_a_day() {
         (vec![Code::OldTicketKey], true)
     );
     assert_eq!(codes_with(How::Psk, day + 1), (vec![], true));
+}
+
+/// Accepted early data that was accepted again, from rows of origin, address and HTTP status.
+fn replayed(rows: &[(u8, u8, Option<u16>)]) -> Vec<Finding> {
+    let mut report = tickets(&["++", "++"]);
+    let replay = |&(origin, last, status): &(u8, u8, Option<u16>)| EarlyDataReplay {
+        origin: address(origin),
+        address: address(last),
+        outcome: EarlyDataOutcome::Accepted,
+        status,
+        error: None,
+    };
+    report.early_data.replays = rows.iter().map(replay).collect();
+    of(&report)
+}
+
+#[test]
+fn early_data_that_is_answered_twice_is_one_warning_for_all_servers() {
+    let answered = Some(200);
+    let all = [
+        (1, 1, answered),
+        (1, 2, answered),
+        (2, 2, answered),
+        (2, 1, answered),
+    ];
+    let found = replayed(&all);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].code, Code::EarlyDataReplayed);
+    assert_eq!(found[0].severity(), Severity::Warning);
+    assert_eq!(found[0].servers, [address(1), address(2)]);
+    let found = replayed(&[(1, 2, answered)]);
+    assert!(
+        found[0]
+            .text
+            .contains("that 192.0.2.1:443 had accepted before"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_replay_that_is_not_answered_is_a_notice_and_a_replay_that_came_too_early_is_nothing() {
+    let found = replayed(&[(1, 1, None), (2, 2, Some(425))]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].code, Code::AcceptsEarlyDataTwice);
+    assert_eq!(found[0].severity(), Severity::Notice);
+    assert_eq!(found[0].servers, [address(1)]);
 }

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod delayed;
+mod early_data;
 mod events;
 mod text;
 mod tickets;
@@ -10,12 +11,13 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use sessile_proto::Word;
-use sessile_proto::resumption_matrix::{Answers, Consistency};
+use sessile_proto::resumption_matrix::{Answers, Consistency, ResumptionMatrix};
 use sessile_proto::watch::SessionOutcome;
 
 use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::{MechanismFindings, ProbeReport, Status};
+pub(super) use early_data::early_data_summary;
 pub use events::event_line;
 pub use text::{Colour, count, title};
 use text::{Shade, WIDTH, paint, push, push_wrapped};
@@ -57,6 +59,9 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     for tested in &report.mechanisms {
         push_summary(&mut text, tested, report, colour);
     }
+    if let Some(summary) = early_data_summary(&report.early_data) {
+        push_wrapped(&mut text, 0, &format!("0-RTT: {summary}"));
+    }
     let servers = report.addresses.len();
     let mut has_matrix = false;
     for tested in &report.mechanisms {
@@ -68,7 +73,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
         text.push('\n');
         push(&mut text, title(tested.how));
         if shows_matrix {
-            push_matrix(&mut text, tested, report);
+            push_matrix(&mut text, &tested.matrix(&report.addresses));
             has_matrix = true;
         }
         tickets::push_tickets(&mut text, tested, report);
@@ -76,6 +81,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
             attempts::push_attempts(&mut text, tested, colour);
         }
     }
+    early_data::push_offers(&mut text, report);
     if has_matrix {
         push_legend(&mut text, report);
     }
@@ -140,9 +146,8 @@ fn push_summary(
 }
 
 /// Who resumes whose sessions: a row for each server that gave sessions, a column for each server that got them.
-fn push_matrix(text: &mut String, tested: &MechanismFindings, report: &ProbeReport) {
-    let servers = report.addresses.len();
-    let matrix = tested.matrix(&report.addresses);
+fn push_matrix(text: &mut String, matrix: &ResumptionMatrix) {
+    let servers = matrix.servers();
     // Each column has a number and a gap. More columns than the line has room for go below.
     let room = (WIDTH - MATRIX_INDENT) / MATRIX_COLUMN;
     for first in (0..servers).step_by(room) {

@@ -142,6 +142,24 @@ pub(crate) fn nginx_in_two_key_groups() -> Farm {
     with_keys("nginx in two groups", &[&[1], &[1], &[2], &[2]], expected)
 }
 
+/// Two servers with the same key file that accept early data.
+pub(crate) fn nginx_with_early_data() -> Farm {
+    let certificates = Certificates::new();
+    let key = key(certificates.folder(), 1);
+    let directives = key + "ssl_session_cache off; ssl_early_data on;";
+    let start = |_| Server::Peer(nginx(&certificates, &directives));
+    let servers = (0..2).map(start).collect();
+    let groups = Sharing::Groups(&[&[0, 1]]);
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: groups,
+        psk: groups,
+        // nginx turns the protection of OpenSSL against replays off.
+        codes: &["early-data-replayed"],
+    };
+    Farm::new("nginx with early data", certificates, servers, expected)
+}
+
 /// A server whose ticket key consists of zeros.
 pub(crate) fn nginx_with_a_zero_key() -> Farm {
     let expected = Expected {

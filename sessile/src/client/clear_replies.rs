@@ -26,6 +26,15 @@ pub(super) fn numeric(reply: &[u8], code: &str) -> Reply {
     positive_if(reply.starts_with(code.as_bytes()), last)
 }
 
+/// The greeting of an FTP server. A `120` reply announces a delay, and the greeting follows it (RFC 959, 5.4).
+pub(super) fn ftp_greeting(reply: &[u8]) -> Reply {
+    let line_ends = (1..=reply.len()).filter(|end| reply[end - 1] == b'\n');
+    let delay_end = line_ends
+        .filter(|_| reply.starts_with(b"120"))
+        .find(|end| numeric(&reply[..*end], "120") == Reply::Positive);
+    numeric(&reply[delay_end.unwrap_or(0)..], "220")
+}
+
 /// The first line of an IMAP server. `PREAUTH` is refused, because it forbids STARTTLS (RFC 9051, 7.1.4).
 pub(super) fn imap_greeting(reply: &[u8]) -> Reply {
     match last_line(reply) {
@@ -164,6 +173,7 @@ mod tests {
         assert_exact(b"250 ready\r\n", smtp);
         assert_exact(b"250-mx.test\r\n250-SIZE 1\r\n250 STARTTLS\r\n", smtp);
         assert_exact(b"250-two\r\n text\r\n251 text\r\n250 end\r\n", smtp);
+        assert_exact(b"220-FTP\r\n220 ready\r\n", ftp_greeting);
         assert_exact(b"* OK [CAPABILITY STARTTLS] ready\r\n", imap_greeting);
         assert_exact(b"* CAPABILITY IMAP4\r\na OK begin\r\n", imap_tagged);
         assert_exact(b"+OK begin\r\n", pop3);
@@ -176,6 +186,14 @@ mod tests {
             b"\x30\x84\0\0\0\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00",
             ldap,
         );
+    }
+
+    #[test]
+    fn an_ftp_greeting_may_follow_an_announced_delay() {
+        assert_exact(b"120 wait\r\n220 ready\r\n", ftp_greeting);
+        assert_exact(b"120-wait\r\n120 2 min\r\n220-a\r\n220 b\r\n", ftp_greeting);
+        let closed = ftp_greeting(b"120 wait\r\n421 closed\r\n");
+        assert_eq!(closed, Reply::Negative("421 closed".to_owned()));
     }
 
     #[test]

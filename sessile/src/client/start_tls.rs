@@ -94,7 +94,7 @@ impl StartTls {
                 expect(tcp, clear_replies::pop3).await
             }
             Self::Ftp => {
-                expect(tcp, |reply| clear_replies::numeric(reply, "220")).await?;
+                expect(tcp, clear_replies::ftp_greeting).await?;
                 tcp.write_all(b"AUTH TLS\r\n").await?;
                 expect(tcp, |reply| clear_replies::numeric(reply, "234")).await
             }

@@ -103,13 +103,17 @@ bench-peers *options:
     cargo build --release --locked
     python3 bench/peers --sessile target/release/sessile {{ options }}
 
-# The newest nginx, HAProxy and Envoy instead of Debian stable's. Needs root. `folder`: where they are, or
-# where they are installed.
+# The newest nginx, HAProxy, Envoy and OpenSSL instead of Debian stable's; in the zoo, also the newest Caddy.
+# Needs root. `folder`: where they are, or where they are installed.
 peers folder="target/peers":
     test -e {{ folder }}/ready || bench/peers/prepare.sh {{ folder }}
     PATH="$(realpath {{ folder }})/bin:$PATH" cargo test --package sessile --test peers --locked
     PATH="$(realpath {{ folder }})/bin:$PATH" cargo test --package sessile --test it --locked -- \
         key_export return_routing balance_tickets
+    .ci/setup zoo
+    PATH="$(realpath {{ folder }})/bin:$(realpath {{ folder }})/wheels/bin:$PATH" \
+        NGINX_MODULES="$(realpath {{ folder }})/sid/usr/lib/nginx/modules" \
+        cargo test --package sessile --test zoo --locked -- probe::
 
 # What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/reference/store.md).
 bench-store:

@@ -9,7 +9,7 @@ mirror=${MIRROR:-}
 
 host_packages=(debootstrap gcc h2o haproxy hitch libc6-dev libnginx-mod-stream libssl-dev nghttp2-client nginx openssl
     python3-pip redis-server util-linux)
-sid_packages=ca-certificates,haproxy,hitch,libnginx-mod-stream,nginx,openssl
+sid_packages=ca-certificates,haproxy,hitch,libnginx-mod-mail,libnginx-mod-stream,nginx,openssl
 
 echo "prepare: Debian stable's peers and the load tools"
 export DEBIAN_FRONTEND=noninteractive
@@ -29,13 +29,14 @@ python3 -m pip install --quiet --upgrade --no-deps --target "$folder/wheels" "en
 # Tests find the newest peers with this folder in front of their PATH.
 mkdir -p "$folder/bin"
 tree=$(realpath "$folder")
-for program in nginx haproxy; do
-    cat >"$folder/bin/$program" <<END
+for program in sbin/nginx sbin/haproxy bin/openssl; do
+    wrapper=$folder/bin/${program#*/}
+    cat >"$wrapper" <<END
 #!/bin/sh
 exec $tree/sid/usr/lib64/ld-linux-x86-64.so.2 --library-path $tree/sid/usr/lib/x86_64-linux-gnu \\
-    $tree/sid/usr/sbin/$program "\$@"
+    $tree/sid/usr/$program "\$@"
 END
-    chmod +x "$folder/bin/$program"
+    chmod +x "$wrapper"
 done
 ln -sf "$tree/wheels/envoy/_bin/envoy" "$folder/bin/"
 touch "$folder/ready"

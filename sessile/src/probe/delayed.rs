@@ -134,23 +134,24 @@ pub(super) async fn make(
         outcome: SessionOutcome::Failed,
         error: None,
     };
-    let opened;
-    match visitor.open(address).await? {
-        Ok(connection) => {
-            opened = Instant::now();
-            made.closed_after = spend(connection, first_connection, gap).await;
-        }
+    let connection = match visitor.open(address).await? {
+        Ok(connection) => connection,
         Err(failed) => {
             made.error = Some(failed.error.to_string());
             return Ok(made);
         }
-    }
+    };
+    let opened = Instant::now();
+    let spent = spend(connection, first_connection, gap).await;
+    made.closed_after = spent.closed_after;
     wait_turn(&pace, address).await;
     made.age = opened.elapsed();
     match visitor.return_to(address).await? {
         Ok(seen) => made.outcome = seen.kind.into(),
         Err(failed) => made.error = Some(failed.error.to_string()),
     }
+    // Some servers forget the session of a connection that ends without close_notify.
+    drop(spent.idle);
     Ok(made)
 }
 
@@ -159,14 +160,23 @@ async fn wait_turn(pace: &Mutex<Pace>, address: SocketAddr) {
     sleep_until(start).await;
 }
 
-/// Spends the gap with the first connection as the user chose. Returns when the server closed an idle connection.
+/// The first connection after the gap.
+#[derive(Default)]
+struct Spent {
+    /// When the server closed an idle connection.
+    closed_after: Option<Duration>,
+    /// The idle connection, which stays open during the return.
+    idle: Option<EstablishedConnection>,
+}
+
+/// Spends the gap with the first connection as the user chose.
 async fn spend(
     mut connection: EstablishedConnection,
     first_connection: FirstConnection,
     gap: Duration,
-) -> Option<Duration> {
+) -> Spent {
     let begin = tokio::time::Instant::now();
-    let mut closed_after = None;
+    let mut spent = Spent::default();
     match first_connection {
         FirstConnection::Idle => {
             let mut end: Option<Close> = None;
@@ -176,23 +186,16 @@ async fn spend(
                     () = sleep_until(begin + gap) => {}
                 }
             }
-            closed_after = end.map(|_| begin.elapsed());
-            sleep_until(begin + gap).await;
-            drop(connection);
+            spent.closed_after = end.map(|_| begin.elapsed());
+            spent.idle = Some(connection);
         }
         FirstConnection::CloseNotify => {
             connection.close(CLOSE_WAIT).await;
-            sleep_until(begin + gap).await;
         }
-        FirstConnection::Fin => {
-            // The drop sends FIN, and no close_notify.
-            drop(connection);
-            sleep_until(begin + gap).await;
-        }
-        FirstConnection::Reset => {
-            connection.stream.reset();
-            sleep_until(begin + gap).await;
-        }
+        // The drop sends FIN, and no close_notify.
+        FirstConnection::Fin => drop(connection),
+        FirstConnection::Reset => connection.stream.reset(),
     }
-    closed_after
+    sleep_until(begin + gap).await;
+    spent
 }

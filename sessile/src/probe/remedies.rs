@@ -20,6 +20,7 @@ pub enum Remedy {
     SameContext,
     RandomTicketKey,
     RefuseReplays,
+    RotateKeys,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -132,11 +133,18 @@ const SAME_SETTINGS: &[Step] = &[step(
     "give all servers the same settings for sessions and tickets",
 )];
 
-const ASK_EACH_SERVER: &[Step] = &[step(
-    "",
-    "probe the servers behind the balancer: --address 10.0.0.1,10.0.0.2; then share their ticket keys, or balance \
-     by session",
-)];
+const ASK_EACH_SERVER: &[Step] = &[
+    step(
+        "",
+        "probe the servers behind the balancer: --address 10.0.0.1,10.0.0.2; then share their ticket keys, or \
+         balance by session",
+    ),
+    step(
+        "Dovecot",
+        "service_count = 0 for imap-login and pop3-login (by default, each connection has a process with its own \
+         ticket keys)",
+    ),
+];
 
 const GIVE_CERTIFICATE: &[Step] = &[step(
     "",
@@ -205,6 +213,31 @@ const RANDOM_TICKET_KEY: &[Step] = &[
     ),
 ];
 
+const ROTATE_KEYS: &[Step] = &[
+    step(
+        "nginx",
+        "ssl_session_ticket_key files that outlive a restart: a new one first, those before it below it; replace \
+         them once a day",
+    ),
+    step(
+        "HAProxy",
+        "tls-ticket-keys with a file of at least three keys; move the keys up once a day",
+    ),
+    step(
+        "Apache",
+        "SSLSessionTicketKeyFile outlives a restart, but has one key: each new key loses the sessions",
+    ),
+    step("Envoy", "session_ticket_keys, the new key first"),
+    step(
+        "sessile",
+        "key.file; the key moves by itself every hour, and old tickets stay valid",
+    ),
+    step(
+        "all",
+        "sessile key export --format nginx or haproxy writes such files at each rotation",
+    ),
+];
+
 const SEPARATE_NAMES: &[Step] = &[
     step(
         "nginx",
@@ -254,6 +287,7 @@ impl Remedy {
             Self::RefuseReplays => REFUSE_REPLAYS,
             Self::SameContext => SAME_CONTEXT,
             Self::RandomTicketKey => RANDOM_TICKET_KEY,
+            Self::RotateKeys => ROTATE_KEYS,
         }
     }
 }

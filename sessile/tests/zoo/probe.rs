@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::farms::{self, Farm, Sharing};
-use crate::peers::{NAME, run};
+use crate::peers::{NAME, assert_follows_schema, run};
 
 /// Probes all addresses of a farm.
 fn probe(farm: &Farm) -> Value {
@@ -22,6 +22,7 @@ fn probe(farm: &Farm) -> Value {
         command.args(["--address", &address.to_string()]);
     }
     let ran = run("sessile", &mut command, "");
+    assert_follows_schema(ran.stdout.as_bytes());
     serde_json::from_str(&ran.stdout)
         .unwrap_or_else(|error| panic!("{}: no JSON ({error}): {}", farm.name, ran.stderr))
 }
@@ -140,13 +141,18 @@ farms! {
     caddy_sharing_keys;
     mosquitto_alone;
     mosquitto_without_a_request;
+    mosquitto_after_a_gap;
     grpc_alone;
     grpc_with_http1;
     grpc_without_a_request;
     smtp_alone;
     imap_sharing_keys;
     pop3_sharing_nothing;
+    dovecot_by_default;
+    dovecot_with_one_process;
+    smtps_alone;
     ftp_alone;
+    ftp_with_a_certificate;
     ldap_alone;
     postgres_alone;
 }

@@ -6,6 +6,7 @@ mod delayed;
 mod early_data;
 mod other_names;
 mod tickets;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,9 +18,8 @@ use sessile_proto::watch::Kind;
 use super::attempt::Attempt;
 use super::finding::{Code, Finding};
 use super::report::{MechanismFindings, ProbeReport, Status};
-use super::ticket_facts::{
-    KEY_NAME_LEN, KeyNames, TicketFacts, given, names_cached_session, short,
-};
+use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session, short};
+use super::ticket_facts::{KeyNames, TicketFacts, given};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -35,6 +35,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     found.delayed();
     found.early_data();
     found.session_ages();
+    found.watched();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);
@@ -229,17 +230,26 @@ impl Found<'_> {
             .collect()
     }
 
+    /// Servers that never accept their session IDs.
+    fn unusable_session_ids(&mut self, how: How) {
+        let mut servers = self.report.addresses.clone();
+        servers.retain(|address| !self.lacks_certificate(*address));
+        if servers.is_empty() {
+            return;
+        }
+        let text = format!(
+            "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only clients \
+             without tickets pay for full handshakes.",
+            self.names(&servers)
+        );
+        self.add(Code::UnusableSessionIds, Some(how), servers, text);
+    }
+
     /// Who resumes whose sessions.
     fn sharing(&mut self, tested: &MechanismFindings) {
         let how = Some(tested.how);
         if self.report.gives_unusable_session_ids(tested) {
-            let servers = self.report.addresses.clone();
-            let text = format!(
-                "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only \
-                 clients without tickets pay for full handshakes.",
-                self.names(&servers)
-            );
-            self.add(Code::UnusableSessionIds, how, servers, text);
+            self.unusable_session_ids(tested.how);
             return;
         }
         let matrix = tested.matrix(&self.report.addresses);
@@ -358,19 +368,21 @@ impl Found<'_> {
         }
     }
 
+    /// True if the server requests a certificate that the probe does not have. Without a certificate, a client can
+    /// lose its session for another reason: nginx forgets the session if it refuses the request.
+    fn lacks_certificate(&self, address: SocketAddr) -> bool {
+        self.report.requests_certificate(address) && !self.report.has_client_certificate
+    }
+
     /// Servers that refuse their own sessions.
     fn own_sessions(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
         let how = Some(tested.how);
-        // Without its certificate, a client can lose the session for another reason.
-        let lacks_certificate = |address| {
-            self.report.requests_certificate(address) && !self.report.has_client_certificate
-        };
         let servers: Vec<usize> = sharing
             .forgetful
             .iter()
             .chain(&sharing.divided)
             .copied()
-            .filter(|&server| !lacks_certificate(self.report.addresses[server]))
+            .filter(|&server| !self.lacks_certificate(self.report.addresses[server]))
             .collect();
         for server in servers {
             let address = self.report.addresses[server];

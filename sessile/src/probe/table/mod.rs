@@ -3,6 +3,7 @@
 mod attempts;
 mod delayed;
 mod early_data;
+mod events;
 mod text;
 mod tickets;
 
@@ -17,6 +18,7 @@ use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::{MechanismFindings, ProbeReport, Status};
 pub(super) use early_data::early_data_summary;
+pub use events::event_line;
 pub use text::{Colour, count, title};
 use text::{Shade, WIDTH, paint, push, push_wrapped};
 
@@ -84,6 +86,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
         push_legend(&mut text, report);
     }
     delayed::push_delayed(&mut text, report);
+    events::push_events(&mut text, report);
     if !report.complete {
         push(&mut text, "stopped before the end");
     }

@@ -15,8 +15,9 @@ pub(crate) use shared::*;
 pub(crate) use start_tls::*;
 
 use std::net::SocketAddr;
+use std::process::Command;
 
-use crate::peers::{Certificates, Faulty, Peer, Sessile};
+use crate::peers::{Certificates, Faulty, Peer, Sessile, run};
 use crate::postgres::Database;
 
 /// A running server, which stops when dropped.
@@ -114,3 +115,22 @@ impl Farm {
 
 /// The groups of a farm of one server that resumes its own sessions.
 const ONE: Sharing = Sharing::Groups(&[&[0]]);
+
+/// The findings about Caddy servers that resume all tickets.
+fn caddy_codes() -> &'static [&'static str] {
+    if minor_version("caddy", "version", "2.") >= 11 {
+        // Caddy is built with a newer Go, whose TLS 1.2 servers give a new ticket in each resumed handshake.
+        &["renews-tls12-ticket"]
+    } else {
+        &[]
+    }
+}
+
+/// The second number in the version that a program prints, after the `major` number.
+fn minor_version(program: &str, argument: &str, major: &str) -> u32 {
+    let ran = run(program, Command::new(program).arg(argument), "");
+    let printed = ran.stdout + &ran.stderr;
+    let rest = printed.split_once(major).expect("the major version").1;
+    let end = rest.find('.').expect("a third number");
+    rest[..end].parse().expect("a number")
+}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing};
+use super::{Expected, Farm, ONE, Server, Sharing, caddy_codes};
 use crate::peers::{By, Certificates, End, Fault, Faulty, Peer, Resumption, Web, haproxy, openssl};
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);
@@ -91,7 +91,7 @@ pub(crate) fn caddy_alone() -> Farm {
         ticket: ONE,
         psk: ONE,
         // Tickets work, so the absence of session IDs is no fault.
-        codes: &[],
+        codes: caddy_codes(),
     };
     alone("Caddy", certificates, server, expected)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing};
+use super::{Expected, Farm, ONE, Server, Sharing, caddy_codes};
 use crate::peers::mail::PYTHON;
 use crate::peers::{Certificates, Peer};
 
@@ -104,7 +104,7 @@ pub(crate) fn caddy_sharing_keys() -> Farm {
         ticket: TOGETHER,
         psk: TOGETHER,
         // Both servers read the ticket keys in the storage.
-        codes: &[],
+        codes: caddy_codes(),
     };
     Farm::new("Caddy with shared keys", certificates, servers, expected)
 }
@@ -157,6 +157,22 @@ pub(crate) fn grpc_without_a_request() -> Farm {
 pub(crate) fn mosquitto_without_a_request() -> Farm {
     let farm = mosquitto_alone();
     farm.probed_with(&["--request", "none", "--alpn", "mqtt"])
+}
+
+/// A broker for MQTT that forgets the session of a connection without close_notify.
+pub(crate) fn mosquitto_after_a_gap() -> Farm {
+    const ARGUMENTS: &[&str] = &[
+        "--request",
+        "none",
+        "--after",
+        "1s",
+        "--first-connection",
+        "idle,close-notify,fin",
+    ];
+    let mut farm = mosquitto_alone();
+    // Without close_notify of both sides, OpenSSL removes the session when the server frees the connection.
+    farm.expected.codes = &["lost-without-close-notify"];
+    farm.probed_with(ARGUMENTS)
 }
 
 /// A broker for MQTT, which closes the connection after a request of HTTP.

@@ -1,10 +1,11 @@
 //! Farms of servers that start TLS on request.
 
+use std::env;
 use std::fs;
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, Peer, smtp_server, ticket_key};
+use crate::peers::{Certificates, Peer, run, smtp_server, ticket_key};
 use crate::postgres::Database;
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);
@@ -31,18 +32,21 @@ pub(crate) fn smtp_alone() -> Farm {
     Farm::new("aiosmtpd", certificates, servers, expected).probed_with(&["--starttls", "smtp"])
 }
 
-/// nginx as a proxy of a mail protocol, with these directives of TLS.
-fn nginx_mail(certificates: &Certificates, protocol: &str, directives: &str) -> Server {
+/// nginx as a proxy of a mail protocol, with these words after its address and these directives of TLS.
+///
+/// `NGINX_MODULES` is the folder of the modules, if nginx is not Debian stable's.
+fn nginx_mail(certificates: &Certificates, listen: &str, directives: &str) -> Server {
+    let modules = env::var("NGINX_MODULES").unwrap_or_else(|_| "/usr/lib/nginx/modules".to_owned());
     Server::Peer(Peer::start("libnginx-mod-mail", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).unwrap();
         let config = folder.join("nginx.conf");
         let text = format!(
-            "load_module /usr/lib/nginx/modules/ngx_mail_module.so;\n\
+            "load_module {modules}/ngx_mail_module.so;\n\
              daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              mail {{ auth_http 127.0.0.1:1; server {{\n\
-             listen 127.0.0.1:{port}; protocol {protocol}; starttls on;\n\
+             listen 127.0.0.1:{port} {listen};\n\
              {} ssl_protocols TLSv1.2 TLSv1.3; {directives}\n\
              }} }}\n",
             certificates.nginx_directives(),
@@ -65,7 +69,7 @@ pub(crate) fn imap_sharing_keys() -> Farm {
         key.display()
     );
     let servers = (0..2)
-        .map(|_| nginx_mail(&certificates, "imap", &directives))
+        .map(|_| nginx_mail(&certificates, "; protocol imap; starttls on", &directives))
         .collect();
     let expected = Expected {
         session_id: Sharing::NotOffered,
@@ -82,7 +86,13 @@ pub(crate) fn imap_sharing_keys() -> Farm {
 pub(crate) fn pop3_sharing_nothing() -> Farm {
     let certificates = Certificates::new();
     let servers = (0..2)
-        .map(|_| nginx_mail(&certificates, "pop3", "ssl_session_cache shared:s:1m;"))
+        .map(|_| {
+            nginx_mail(
+                &certificates,
+                "; protocol pop3; starttls on",
+                "ssl_session_cache shared:s:1m;",
+            )
+        })
         .collect();
     let expected = Expected {
         session_id: APART,
@@ -93,6 +103,83 @@ pub(crate) fn pop3_sharing_nothing() -> Farm {
     };
     Farm::new("POP3 that shares nothing", certificates, servers, expected)
         .probed_with(&["--starttls", "pop3"])
+}
+
+/// Dovecot with the default settings.
+pub(crate) fn dovecot_by_default() -> Farm {
+    let expected = Expected {
+        session_id: Sharing::Never,
+        ticket: Sharing::Never,
+        psk: Sharing::Never,
+        // Each connection has a process with a cache and ticket keys of its own.
+        codes: &["forgets-own-sessions", "several-servers-at-address"],
+    };
+    dovecot("Dovecot", "", expected)
+}
+
+/// Dovecot with one process for all connections before the login.
+pub(crate) fn dovecot_with_one_process() -> Farm {
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        codes: &[],
+    };
+    dovecot("Dovecot with one process", "service_count = 0", expected)
+}
+
+/// A Dovecot server for mailboxes, with these settings of its login processes.
+fn dovecot(name: &'static str, settings: &str, expected: Expected) -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("dovecot-imapd", |port| {
+        let folder = certificates.folder().join(format!("dovecot-{port}"));
+        let config = certificates.folder().join(format!("dovecot-{port}.conf"));
+        let text = format!(
+            "base_dir = {folder}\nstate_dir = {folder}\nlog_path = /dev/stderr\n{users}\
+             protocols = imap\nlisten = 127.0.0.1\nssl = yes\nssl_cert = <{chain}\nssl_key = <{key}\n\
+             passdb {{\n driver = static\n args = nopassword=y\n}}\n\
+             service anvil {{\n chroot =\n}}\n\
+             service imap-login {{\n chroot =\n {settings}\n\
+             inet_listener imap {{\n port = {port}\n}}\ninet_listener imaps {{\n port = 0\n}}\n}}\n",
+            folder = folder.display(),
+            users = dovecot_users(),
+            chain = certificates.chain.display(),
+            key = certificates.key.display(),
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("/usr/sbin/dovecot");
+        command.arg("-F").arg("-c").arg(&config);
+        command
+    });
+    Farm::new(name, certificates, vec![Server::Peer(server)], expected)
+        .probed_with(&["--starttls", "imap"])
+}
+
+/// Without root, all processes of Dovecot run as the present user.
+fn dovecot_users() -> String {
+    let name = |flag: &str| run("coreutils", Command::new("id").arg(flag), "").stdout;
+    let [user, group] = ["-un", "-gn"].map(name);
+    if user.trim() == "root" {
+        return String::new();
+    }
+    format!(
+        "default_login_user = {user}default_internal_user = {user}default_internal_group = {group}"
+    )
+}
+
+/// A proxy for mail with TLS from the first byte, which greets the client before a request.
+pub(crate) fn smtps_alone() -> Farm {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_cache shared:s:1m;";
+    let server = nginx_mail(&certificates, "ssl; protocol smtp", directives);
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        // The greeting and the answer to `HEAD /` are no HTTP.
+        codes: &[],
+    };
+    Farm::new("SMTP with TLS", certificates, vec![server], expected)
 }
 
 /// A server for files.
@@ -119,14 +206,17 @@ pub(crate) fn ftp_alone() -> Farm {
         psk: ONE,
         // Each connection has a process with a cache of its own. The processes inherit one ticket key.
         // The lifetime of tickets is 2^31 - 1 seconds.
-        codes: &[
-            "client-certificate-requested",
-            "lifetime-over-seven-days",
-            "unusable-session-ids",
-        ],
+        codes: &["client-certificate-requested", "lifetime-over-seven-days"],
     };
     Farm::new("vsftpd", certificates, vec![Server::Peer(server)], expected)
         .probed_with(&["--starttls", "ftp"])
+}
+
+/// A server for files that gets a client certificate.
+pub(crate) fn ftp_with_a_certificate() -> Farm {
+    let mut farm = ftp_alone();
+    farm.expected.codes = &["lifetime-over-seven-days", "unusable-session-ids"];
+    farm.with_client_certificate("vsftpd with a client certificate")
 }
 
 /// A directory.

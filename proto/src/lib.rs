@@ -29,6 +29,7 @@ pub mod resumption_matrix;
 pub mod route;
 pub mod sealed;
 pub mod session;
+pub mod session_events;
 pub mod session_fault;
 #[cfg(test)]
 mod testdata;

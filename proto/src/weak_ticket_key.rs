@@ -3,6 +3,8 @@
 //! Most servers authenticate a ticket by a MAC at its end, as RFC 5077, 4, recommends. If a MAC with a weak key fits, the
 //! server has this key.
 
+use std::ops::Range;
+
 use aws_lc_rs::{digest, hmac};
 
 /// A weak key that a server uses.
@@ -25,8 +27,17 @@ const MIN_BEFORE_MAC: usize = 16;
 /// Lengths of the MAC key in the key files of nginx, HAProxy, Apache and Envoy: 48 or 80 bytes in total.
 const MAC_KEY_LENGTHS: [usize; 2] = [16, 32];
 
-/// Where the MAC key can be in such a file.
-const MAC_KEY_OFFSETS: [usize; 2] = [16, 32];
+/// Bytes of the key file that are the MAC key.
+const MAC_KEYS_IN_FILES: [Range<usize>; 4] = [
+    // Apache, 48 bytes.
+    16..32,
+    // nginx and HAProxy, 48 bytes.
+    32..48,
+    // nginx and Envoy, 80 bytes.
+    16..48,
+    // HAProxy, 80 bytes.
+    48..80,
+];
 
 /// The first byte of a sequence.
 const SEQUENCE_STARTS: [u8; 2] = [0, 1];
@@ -55,11 +66,11 @@ pub fn recognise(ticket: &[u8]) -> Option<WeakTicketKey> {
         });
     }
     let is_sequence = SEQUENCE_STARTS.iter().any(|&start| {
-        let in_file = |offset: usize, len: usize| sha256.fits(&sequence(start)[offset..][..len]);
-        MAC_KEY_OFFSETS
-            .iter()
-            .any(|&offset| MAC_KEY_LENGTHS.iter().any(|&len| in_file(offset, len)))
-            || sha256.fits(&go_mac_key(*sequence(start).first_chunk().expect("longer")))
+        let file = sequence(start);
+        MAC_KEYS_IN_FILES
+            .into_iter()
+            .any(|mac_key| sha256.fits(&file[mac_key]))
+            || sha256.fits(&go_mac_key(*file.first_chunk().expect("longer")))
     });
     is_sequence.then_some(WeakTicketKey::Sequence)
 }
@@ -102,9 +113,9 @@ fn go_mac_key(secret: [u8; 32]) -> [u8; 16] {
 }
 
 /// The start of a key file in which each byte is the one before it plus 1.
-fn sequence(start: u8) -> [u8; 64] {
+fn sequence(start: u8) -> [u8; 80] {
     let mut next = start;
-    [0; 64].map(|_: u8| {
+    [0; 80].map(|_: u8| {
         let byte = next;
         next = next.wrapping_add(1);
         byte
@@ -116,7 +127,7 @@ mod tests {
     use super::*;
 
     /// Tickets of servers whose key file or key is all zero.
-    const CAPTURED: [(&str, &[u8]); 4] = [
+    const CAPTURED: [(&str, &[u8]); 7] = [
         (
             "nginx, 48 bytes",
             include_bytes!("testdata/weak-nginx-tls12.bin"),
@@ -129,7 +140,22 @@ mod tests {
             "HAProxy, 80 bytes",
             include_bytes!("testdata/weak-haproxy-tls12.bin"),
         ),
-        ("Go", include_bytes!("testdata/weak-go-tls13.bin")),
+        (
+            "Apache, TLS 1.2",
+            include_bytes!("testdata/weak-apache-tls12.bin"),
+        ),
+        (
+            "Apache, TLS 1.3",
+            include_bytes!("testdata/weak-apache-tls13.bin"),
+        ),
+        ("Go, TLS 1.2", include_bytes!("testdata/weak-go-tls12.bin")),
+        ("Go, TLS 1.3", include_bytes!("testdata/weak-go-tls13.bin")),
+    ];
+
+    /// Tickets of HAProxy whose keys of 80 bytes are 00 01 02 and so on.
+    const CAPTURED_SEQUENCES: [&[u8]; 2] = [
+        include_bytes!("testdata/weak-sequence-haproxy-tls12.bin"),
+        include_bytes!("testdata/weak-sequence-haproxy-tls13.bin"),
     ];
 
     /// A ticket with a MAC of this key at its end.
@@ -167,13 +193,27 @@ mod tests {
     fn sequences_are_recognised() {
         let file: Vec<u8> = (0..80).collect();
         // nginx has the MAC key last in 48 bytes, and second in 80 bytes. Apache has it second in 48 bytes.
-        for key in [&file[32..48], &file[16..48], &file[16..32], &file[17..33]] {
+        // HAProxy has the MAC key last in 48 and in 80 bytes.
+        for key in [
+            &file[32..48],
+            &file[16..48],
+            &file[16..32],
+            &file[17..33],
+            &file[48..80],
+        ] {
             let ticket = sealed(hmac::HMAC_SHA256, key);
             assert_eq!(recognise(&ticket), Some(WeakTicketKey::Sequence));
         }
         let key = go_mac_key(*file.first_chunk().unwrap());
         let ticket = sealed(hmac::HMAC_SHA256, &key);
         assert_eq!(recognise(&ticket), Some(WeakTicketKey::Sequence));
+    }
+
+    #[test]
+    fn the_sequences_of_servers_are_recognised() {
+        for ticket in CAPTURED_SEQUENCES {
+            assert_eq!(recognise(ticket), Some(WeakTicketKey::Sequence));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Captured handshakes and HTTP responses. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
 //! to the first encrypted record. `ticket-*.bin`: a NewSessionTicket message of TLS 1.2. `records-*.bin`: all bytes of a
-//! TLS 1.3 server. `weak-*.bin`: a ticket under a key of zeros.
+//! TLS 1.3 server. `weak-*.bin`: a ticket under a key of zeros. `weak-sequence-*.bin`: a ticket under
+//! the key 00 01 02 and so on.
 //!
 //! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7,
 //! Go 1.19 and Chromium 156 as clients. `openssl s_server` answered `openssl-*`, a server of Go answered `go-*`,

@@ -19,7 +19,7 @@ use crate::probe::findings;
 use crate::probe::table::{self, Detail};
 use crate::probe::{
     self, AgeLimits, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request,
-    html, json, prometheus,
+    WatchLimits, html, json, prometheus,
 };
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
@@ -78,6 +78,14 @@ pub(super) struct Args {
     /// End this search when the age is known to this bound [default: a twentieth of the age]
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "find_age")]
     within: Option<Duration>,
+
+    /// After the tests, return to each server for this time, and say when it loses sessions or changes keys
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    watch: Option<Duration>,
+
+    /// The time between two returns of --watch
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, requires = "watch")]
+    interval: Duration,
 
     /// Test only these mechanisms
     #[arg(long = "mechanism", value_name = "MECHANISM", value_delimiter = ',')]
@@ -302,6 +310,10 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         mechanisms,
         gaps: args.after.clone(),
         age_limits: args.age_limits(),
+        watch: args.watch.map(|duration| WatchLimits {
+            duration,
+            interval: args.interval,
+        }),
         first_connections: args.first_connections(),
         request,
         start_tls: args.start_tls,
@@ -373,6 +385,16 @@ fn show_progress(line: &ProgressLine, progress: ProbeProgress) {
             let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
             line.show(format_args!("waiting {left} for {returns} delayed returns"));
         }
+        ProbeProgress::Watching { left, events } => {
+            let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+            let events = table::count(events, "event", "events");
+            line.show(format_args!("watching for {left}, {events} so far"));
+        }
+        ProbeProgress::WatchBegins { servers } => {
+            let servers = table::count(servers, "server", "servers");
+            line.print(&format!("watching {servers}"));
+        }
+        ProbeProgress::Event(event) => line.print(&table::event_line(&event)),
     }
 }
 

@@ -54,6 +54,16 @@ impl ProgressLine {
     }
 }
 
+impl ProgressLine {
+    /// Prints a line that stays, also without a terminal.
+    pub(super) fn print(&self, text: &str) {
+        if self.is_terminal {
+            eprint!("\r\x1b[K");
+        }
+        eprintln!("{text}");
+    }
+}
+
 impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.is_terminal {

@@ -47,6 +47,10 @@ pub enum Code {
     LostAfterGap,
     /// A server refuses a ticket before the end of the lifetime that it promised.
     LostBeforeLifetime,
+    /// A server lost its sessions while the probe watched.
+    LostWhileWatched,
+    /// A server seals TLS 1.2 tickets with the same key for more than a day.
+    OldTicketKey,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
     /// Servers seal tickets with the same key, and refuse each other's tickets.
@@ -104,6 +108,8 @@ impl Finding {
             | Code::LostWithIdleConnection
             | Code::LostAfterGap
             | Code::LostBeforeLifetime
+            | Code::LostWhileWatched
+            | Code::OldTicketKey
             | Code::OneWayKeys
             | Code::ResumesSometimes
             | Code::SeveralServersAtAddress
@@ -131,6 +137,7 @@ impl Finding {
             Code::ResumesSometimes if self.mechanisms == [How::SessionId] => Remedy::ShareCache,
             Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
             Code::NoSharedCache => Remedy::ShareCache,
+            Code::LostWhileWatched | Code::OldTicketKey => Remedy::RotateKeys,
             Code::WeakTicketKey => Remedy::RandomTicketKey,
             Code::RefusesSharedKeys => Remedy::SameContext,
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,

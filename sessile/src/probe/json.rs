@@ -1,4 +1,4 @@
-//! The report for programs. `docs/reference/probe.md` promises the format. Later versions add
+//! The report for programs. `docs/reference/probe.schema.json` promises the format. Later versions add
 //! fields, but do not rename or remove fields.
 
 use std::net::SocketAddr;
@@ -15,11 +15,15 @@ use sessile_proto::watch::SessionOutcome;
 
 use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake};
+use super::events::{KeyAge, ProbeEvent, Watched};
 use super::finding::Finding;
 use super::findings;
 use super::report::{Cause, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport};
 use super::ticket_facts::{KeyNames, TicketFacts};
 use crate::client::{Offer, hex};
+
+/// The version of `docs/reference/probe.schema.json`. It changes only if a field is renamed or removed.
+const SCHEMA_VERSION: u32 = 1;
 
 /// The report as JSON, indented, without a final line break.
 #[must_use]
@@ -33,6 +37,7 @@ pub fn write(report: &ProbeReport) -> String {
     let findings: Vec<Value> = findings::of(report).iter().map(finding).collect();
     let (offered, resumed) = report.returns();
     let json = json!({
+        "schema_version": SCHEMA_VERSION,
         "target": report.target,
         "server_name": report.server_name,
         "addresses": report.addresses,
@@ -44,6 +49,8 @@ pub fn write(report: &ProbeReport) -> String {
         "findings": findings,
         "mechanisms": mechanisms,
         "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
+        "early_data": Value::Null,
+        "watched": report.watched.as_ref().map(watched),
         "session_ages": report.session_ages.iter().map(session_age).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
@@ -94,6 +101,36 @@ fn session_age(age: &SessionAge) -> Value {
         "kept_seconds": age.kept().map(|kept| kept.as_secs_f64()),
         "refused_seconds": age.refused().map(|refused| refused.as_secs_f64()),
         "error": age.error,
+    })
+}
+
+fn watched(watched: &Watched) -> Value {
+    let event = |event: &ProbeEvent| {
+        let [before, after] = match event.event.keys() {
+            Some(keys) => keys.map(|name| Some(hex(&name))),
+            None => [None, None],
+        };
+        json!({
+            "time": humantime::format_rfc3339_millis(event.at).to_string(),
+            "address": event.address,
+            "mechanism": event.how.map(Word::as_str),
+            "event": event.event.as_str(),
+            "key_before": before,
+            "key_after": after,
+        })
+    };
+    let key_age = |age: &KeyAge| {
+        json!({
+            "mechanism": age.how.as_str(),
+            "address": age.address,
+            "age_seconds": age.age.as_secs(),
+        })
+    };
+    json!({
+        "duration_seconds": watched.limits.duration.as_secs_f64(),
+        "interval_seconds": watched.limits.interval.as_secs_f64(),
+        "events": watched.events.iter().map(event).collect::<Vec<_>>(),
+        "key_ages": watched.key_ages.iter().map(key_age).collect::<Vec<_>>(),
     })
 }
 
@@ -263,7 +300,9 @@ fn suite(number: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::finding::{Code, Severity};
     use crate::probe::samples;
+    use crate::probe::{FirstConnection, Status};
 
     #[test]
     fn contains_the_promised_fields() {
@@ -299,6 +338,36 @@ mod tests {
         assert!(id["attempts"][3].get("without_session").is_none());
         assert_eq!(value["mechanisms"][1]["status"], "not-offered");
         assert_eq!(value["mechanisms"][1]["note"], "the server gives no ticket");
+    }
+
+    /// The words of an enumeration in the schema.
+    fn schema_words(name: &str) -> Vec<String> {
+        let schema = include_str!("../../../docs/reference/probe.schema.json");
+        let schema: Value = serde_json::from_str(schema).unwrap();
+        let words = schema["$defs"][name]["enum"].as_array();
+        let words = words.expect("an enumeration").iter();
+        words
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[track_caller]
+    fn assert_in_schema<W: Word>(name: &str) {
+        let mut words: Vec<&str> = W::all().map(Word::as_str).collect();
+        let mut schema_words = schema_words(name);
+        words.sort_unstable();
+        schema_words.sort_unstable();
+        assert_eq!(schema_words, words, "{name}");
+    }
+
+    #[test]
+    fn the_schema_has_all_words() {
+        assert_in_schema::<Code>("code");
+        assert_in_schema::<Severity>("severity");
+        assert_in_schema::<Status>("status");
+        assert_in_schema::<How>("mechanism");
+        assert_in_schema::<SessionOutcome>("outcome");
+        assert_in_schema::<FirstConnection>("first_connection");
     }
 
     #[test]

@@ -3,13 +3,14 @@
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
-//! - `delayed`, `ages`, `other_name`: the tests beside the matrix.
+//! - `delayed`, `ages`, `watch`, `other_name`: the tests beside the matrix.
 //! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod after_gap;
 mod ages;
 mod attempt;
 mod delayed;
+mod events;
 pub mod finding;
 pub mod findings;
 pub mod html;
@@ -24,8 +25,10 @@ mod report;
 #[cfg(test)]
 mod samples;
 pub mod table;
+mod ticket_bytes;
 mod ticket_facts;
 mod visit;
+mod watch;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,13 +38,14 @@ use sessile_proto::verdict::How;
 use crate::client::SetupError;
 pub use after_gap::{DelayedReturn, SessionAge};
 pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
+pub use events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
 use pace::Pace;
 pub use plan::{AgeLimits, FirstConnection, MECHANISMS, ProbePlan, Request};
 pub use report::{MechanismFindings, OtherNameOffer, ProbeReport, Status};
 use visit::Visitor;
 
 /// What the probe does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeProgress {
     /// A handshake begins.
     Handshake {
@@ -58,6 +62,12 @@ pub enum ProbeProgress {
         /// The time until the last of them.
         left: Duration,
     },
+    /// The state of the servers is known, so that every change is an event from now on.
+    WatchBegins { servers: usize },
+    /// The probe watches the servers.
+    Watching { left: Duration, events: usize },
+    /// Something happened to a server that is watched.
+    Event(ProbeEvent),
 }
 
 /// Runs the plan. `report` grows with each handshake, so a dropped future leaves a partial report.
@@ -93,6 +103,7 @@ pub async fn run(
     }
     delayed::run(plan, report, progress).await?;
     ages::run(plan, report, progress).await?;
+    watch::run(plan, report, progress).await?;
     report.complete = true;
     Ok(())
 }

@@ -7,6 +7,7 @@ use sessile_proto::age_search::AgeSearch;
 use sessile_proto::verdict::How;
 use strum::{IntoStaticStr, VariantArray};
 
+use super::events::WatchLimits;
 use crate::client::{ClientCertificate, SetupError, StartTls, Target, Trust};
 
 /// The target of a probe, and how to probe it.
@@ -38,6 +39,8 @@ pub struct ProbePlan {
     pub gaps: Vec<Duration>,
     /// The limits of the search for the age at which servers refuse sessions. `None`: no search.
     pub age_limits: Option<AgeLimits>,
+    /// How to watch the servers after the tests. `None`: not at all.
+    pub watch: Option<WatchLimits>,
     /// What happens to the first connection in each gap, and at each age.
     pub first_connections: Vec<FirstConnection>,
     pub trust: Trust,
@@ -158,8 +161,12 @@ impl ProbePlan {
         let other_names = CONNECTIONS_OF_OTHER_NAME * servers * self.other_names.len();
         let sessions_by_age = self.age_limits.map_or(0, |limits| limits.most().0);
         let sessions = self.gaps.len() + sessions_by_age;
+        let watch = self.watch.map_or(0, |limits| {
+            let ticks = limits.duration.as_nanos() / limits.interval.as_nanos().max(1);
+            2 * servers * (1 + u32::try_from(ticks).unwrap_or(u32::MAX) as usize)
+        });
         let delayed = 2 * servers * sessions * self.first_connections.len();
-        self.mechanisms.len() * (servers + offers + other_names + delayed)
+        self.mechanisms.len() * (servers + offers + other_names + delayed + watch)
     }
 
     /// The time that the connections take under the limit of the rate, if the servers answer at once.
@@ -168,7 +175,8 @@ impl ProbePlan {
         let search = self
             .age_limits
             .map_or(Duration::ZERO, |limits| limits.most().1);
-        let longest = self.gaps.iter().max().copied().unwrap_or_default() + search;
+        let watch = self.watch.map_or(Duration::ZERO, |limits| limits.duration);
+        let longest = self.gaps.iter().max().copied().unwrap_or_default() + search + watch;
         if self.rate == 0 {
             return longest;
         }

@@ -19,6 +19,7 @@ pub enum Remedy {
     ShorterLifetime,
     SameContext,
     RandomTicketKey,
+    RotateKeys,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -211,6 +212,31 @@ const RANDOM_TICKET_KEY: &[Step] = &[
     ),
 ];
 
+const ROTATE_KEYS: &[Step] = &[
+    step(
+        "nginx",
+        "ssl_session_ticket_key files that outlive a restart: a new one first, those before it below it; replace \
+         them once a day",
+    ),
+    step(
+        "HAProxy",
+        "tls-ticket-keys with a file of at least three keys; move the keys up once a day",
+    ),
+    step(
+        "Apache",
+        "SSLSessionTicketKeyFile outlives a restart, but has one key: each new key loses the sessions",
+    ),
+    step("Envoy", "session_ticket_keys, the new key first"),
+    step(
+        "sessile",
+        "key.file; the key moves by itself every hour, and old tickets stay valid",
+    ),
+    step(
+        "all",
+        "sessile key export --format nginx or haproxy writes such files at each rotation",
+    ),
+];
+
 const SEPARATE_NAMES: &[Step] = &[
     step(
         "nginx",
@@ -243,6 +269,7 @@ impl Remedy {
             Self::ShorterLifetime => SHORTER_LIFETIME,
             Self::SameContext => SAME_CONTEXT,
             Self::RandomTicketKey => RANDOM_TICKET_KEY,
+            Self::RotateKeys => ROTATE_KEYS,
         }
     }
 }

@@ -12,6 +12,7 @@ use strum::{IntoStaticStr, VariantArray};
 
 use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
+use super::events::Watched;
 use super::plan::{FirstConnection, ProbePlan};
 use crate::client::Error;
 
@@ -35,6 +36,8 @@ pub struct ProbeReport {
     pub delayed: Vec<DelayedReturn>,
     /// The ages at which servers refuse sessions.
     pub session_ages: Vec<SessionAge>,
+    /// What happened while the probe watched. `None` if it did not watch.
+    pub watched: Option<Watched>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
 }
@@ -123,6 +126,7 @@ impl ProbeReport {
             mechanisms: Vec::new(),
             delayed: Vec::new(),
             session_ages: Vec::new(),
+            watched: None,
             other_names: Vec::new(),
         }
     }
@@ -161,6 +165,10 @@ impl ProbeReport {
         one_resumes
             && self.delayed.iter().all(is_kept)
             && self.session_ages.iter().all(|age| !self.is_lost_early(age))
+            && self
+                .watched
+                .as_ref()
+                .is_none_or(|watched| watched.losses().next().is_none())
             && self
                 .mechanisms
                 .iter()

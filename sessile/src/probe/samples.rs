@@ -1,13 +1,15 @@
 //! Sample reports for the tests of this module.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::AlertDescription;
 use sessile_proto::hello::TLS_1_2;
+use sessile_proto::session_events::{ServerEvent, SessionEvent};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
+use super::events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
 use super::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
 use crate::client::{Error, GivenTicket, HandshakeTimes, Offer};
 
@@ -101,6 +103,7 @@ pub(super) fn report() -> ProbeReport {
         complete: true,
         delayed: Vec::new(),
         session_ages: Vec::new(),
+        watched: None,
         other_names: Vec::new(),
         mechanisms: vec![
             MechanismFindings {
@@ -154,4 +157,35 @@ pub(super) fn faulty() -> ProbeReport {
     };
     report.mechanisms = vec![psk];
     report
+}
+
+/// What a probe saw in two hours: the server lost its sessions with its ticket key, after it was down.
+pub(super) fn watched() -> Watched {
+    let event = |secs, how, event| ProbeEvent {
+        at: SystemTime::UNIX_EPOCH + Duration::from_secs(secs),
+        address: address(1),
+        how,
+        event,
+    };
+    let keys = Some([[1; 16], [2; 16]]);
+    Watched {
+        limits: WatchLimits {
+            duration: Duration::from_secs(7200),
+            interval: Duration::from_secs(30),
+        },
+        events: vec![
+            event(1, None, Event::Server(ServerEvent::Down)),
+            event(2, None, Event::Server(ServerEvent::Up)),
+            event(
+                3,
+                Some(How::Ticket),
+                Event::Session(SessionEvent::Lost { keys }),
+            ),
+        ],
+        key_ages: vec![KeyAge {
+            how: How::Ticket,
+            address: address(1),
+            age: Duration::from_secs(24 * 60 * 60),
+        }],
+    }
 }

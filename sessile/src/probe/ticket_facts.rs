@@ -8,6 +8,7 @@ use sessile_proto::watch::Kind;
 
 use super::attempt::{Attempt, FinishedHandshake};
 use super::report::{MechanismFindings, ProbeReport};
+use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session};
 use crate::client::GivenTicket;
 
 /// The facts about the tickets of one server and one mechanism. Each set has the different values.
@@ -32,26 +33,6 @@ pub(super) struct TicketFacts {
 /// Most servers put the name of the key into the first 16 bytes (RFC 5077, 4). These bytes are a name if different
 /// tickets have them. Other servers begin with random bytes, which never repeat.
 pub(super) struct KeyNames(BTreeSet<Vec<u8>>);
-
-/// Bytes of a key name.
-pub(super) const KEY_NAME_LEN: usize = 16;
-
-/// Most bytes of an identity that only names a session in a cache.
-const MAX_CACHE_IDENTITY: usize = 64;
-
-/// True if the ticket has no room for a sealed session.
-pub(super) const fn names_cached_session(ticket: &[u8]) -> bool {
-    ticket.len() <= MAX_CACHE_IDENTITY
-}
-
-/// The start of a key name, for people.
-pub(super) fn short(name: &str) -> String {
-    let start: String = name.chars().take(SHORT_NAME).collect();
-    format!("{start}…")
-}
-
-/// Characters of a key name that are displayed.
-const SHORT_NAME: usize = 8;
 
 impl KeyNames {
     pub(super) fn of(report: &ProbeReport) -> Self {

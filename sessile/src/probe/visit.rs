@@ -78,15 +78,31 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
         pace: &mut Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = self
-            .plan
-            .connection_target(address, &self.plan.server_name)?;
         let offered = match origin {
             Some(origin) => self.sessions_of(origin),
             None => self.client.sessions.empty_like(),
         };
+        self.visit_with(&offered, address, pace).await
+    }
+
+    /// Takes the newest session of a server. Empty if there is none. A TLS 1.2 session stays here, too.
+    pub(super) fn take_newest(&mut self, server: SocketAddr) -> Result<Sessions, SetupError> {
+        let name = Target::new(server, &self.plan.server_name)?.server_name;
+        Ok(self.sessions_of(server).newest_for(&name, &name))
+    }
+
+    /// Connects to `address` with the newest of these sessions. New sessions go to those of the server.
+    pub(super) async fn visit_with(
+        &mut self,
+        offered: &Sessions,
+        address: SocketAddr,
+        pace: &mut Pace,
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
         loop {
-            let failed = match self.connect(&offered, &target).await {
+            let failed = match self.connect(offered, &target).await {
                 Ok(seen) => return Ok(Ok(seen)),
                 Err(failed) => failed,
             };

@@ -124,6 +124,7 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         alpn: None,
         gaps: Vec::new(),
         age_limits: None,
+        watch: None,
         first_connections: Vec::new(),
         trust: Trust::Insecure,
         certificate: None,

@@ -36,6 +36,7 @@ mod peers;
 mod probe;
 mod probe_after;
 mod probe_start_tls;
+mod probe_watch;
 mod proxy_protocol;
 mod registry;
 mod return_routing;

@@ -7,7 +7,8 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::peers::{
-    By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, nginx_with, openssl, ticket_key,
+    By, Certificates, End, Fault, Faulty, NAME, assert_follows_schema, free_port, nginx,
+    nginx_with, openssl, ticket_key,
 };
 
 /// The words of a report, whose lines may be wrapped.
@@ -42,9 +43,11 @@ impl Found {
 
     pub(crate) fn of(output: &Output) -> Self {
         let said = String::from_utf8_lossy(&output.stderr);
+        let report = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("no JSON ({error}): {said}"));
+        assert_follows_schema(&output.stdout);
         Self {
-            report: serde_json::from_slice(&output.stdout)
-                .unwrap_or_else(|error| panic!("no JSON ({error}): {said}")),
+            report,
             status: output.status.code(),
         }
     }

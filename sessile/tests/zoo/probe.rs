@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::farms::{self, Farm, Sharing};
-use crate::peers::{NAME, run};
+use crate::peers::{NAME, assert_follows_schema, run};
 
 /// Probes all addresses of a farm.
 fn probe(farm: &Farm) -> Value {
@@ -22,6 +22,7 @@ fn probe(farm: &Farm) -> Value {
         command.args(["--address", &address.to_string()]);
     }
     let ran = run("sessile", &mut command, "");
+    assert_follows_schema(ran.stdout.as_bytes());
     serde_json::from_str(&ran.stdout)
         .unwrap_or_else(|error| panic!("{}: no JSON ({error}): {}", farm.name, ran.stderr))
 }

@@ -5,6 +5,7 @@ mod ages;
 mod delayed;
 mod other_names;
 mod tickets;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,9 +17,8 @@ use sessile_proto::watch::Kind;
 use super::attempt::Attempt;
 use super::finding::{Code, Finding};
 use super::report::{MechanismFindings, ProbeReport, Status};
-use super::ticket_facts::{
-    KEY_NAME_LEN, KeyNames, TicketFacts, given, names_cached_session, short,
-};
+use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session, short};
+use super::ticket_facts::{KeyNames, TicketFacts, given};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -33,6 +33,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     found.other_names();
     found.delayed();
     found.session_ages();
+    found.watched();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);

@@ -6,7 +6,7 @@ use super::*;
 use crate::client::{Error, Offer};
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Severity;
-use crate::probe::samples::{address, failed, faulty, given_ticket, report, seen};
+use crate::probe::samples::{address, failed, faulty, given_ticket, report, seen, watched};
 
 /// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for
 /// each server that gave sessions.
@@ -303,4 +303,39 @@ fn servers_that_did_the_same_with_the_same_mechanisms_are_one_finding() {
         (vec![How::Psk], 1),
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn sessions_that_were_lost_while_the_probe_watched_are_one_finding() {
+    let mut report = tickets(&["+"]);
+    report.watched = Some(watched());
+    let found = of(&report);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].code, Code::LostWhileWatched);
+    assert_eq!(found[0].mechanisms, [How::Ticket]);
+    let text = "192.0.2.1:443 lost its sessions once while the probe watched, first at 1970-01-01T00:00:03Z. The \
+                ticket key changed at the same time";
+    assert!(found[0].text.starts_with(text), "{}", found[0].text);
+    assert!(!report.all_resume());
+}
+
+#[test]
+fn a_key_of_tls12_tickets_is_old_after_a_day() {
+    let mut report = tickets(&["+"]);
+    let mut quiet = watched();
+    quiet.events.clear();
+    let mut codes_with = |how, secs| {
+        let mut watched = quiet.clone();
+        watched.key_ages[0].how = how;
+        watched.key_ages[0].age = Duration::from_secs(secs);
+        report.watched = Some(watched);
+        (codes(&report), report.all_resume())
+    };
+    let day = 24 * 60 * 60;
+    assert_eq!(codes_with(How::Ticket, day), (vec![], true));
+    assert_eq!(
+        codes_with(How::Ticket, day + 1),
+        (vec![Code::OldTicketKey], true)
+    );
+    assert_eq!(codes_with(How::Psk, day + 1), (vec![], true));
 }

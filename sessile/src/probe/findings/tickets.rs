@@ -12,7 +12,8 @@ use super::Found;
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Code;
 use crate::probe::report::MechanismFindings;
-use crate::probe::ticket_facts::{KEY_NAME_LEN, given};
+use crate::probe::ticket_bytes::KEY_NAME_LEN;
+use crate::probe::ticket_facts::given;
 
 /// The longest lifetime of a TLS 1.3 ticket (RFC 9846, 4.6.1).
 const SEVEN_DAYS: Duration = Duration::from_secs(7 * 24 * 60 * 60);

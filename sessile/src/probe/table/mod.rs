@@ -2,6 +2,7 @@
 
 mod attempts;
 mod delayed;
+mod events;
 mod text;
 mod tickets;
 
@@ -15,6 +16,7 @@ use sessile_proto::watch::SessionOutcome;
 use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::{MechanismFindings, ProbeReport, Status};
+pub use events::event_line;
 pub use text::{Colour, count, title};
 use text::{Shade, WIDTH, paint, push, push_wrapped};
 
@@ -78,6 +80,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
         push_legend(&mut text, report);
     }
     delayed::push_delayed(&mut text, report);
+    events::push_events(&mut text, report);
     if !report.complete {
         push(&mut text, "stopped before the end");
     }

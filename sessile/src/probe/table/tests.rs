@@ -128,3 +128,18 @@ fn the_lines_about_tickets_name_their_servers_if_these_differ() {
 ";
     assert!(text.contains(expected), "{text}");
 }
+
+#[test]
+fn the_events_of_a_watch_have_their_times() {
+    let mut report = samples::report();
+    report.watched = Some(samples::watched());
+    let text = write(&report, Colour::Never, Detail::Summary);
+    let expected = "
+Watched for 2h, every 30s
+  1970-01-01T00:00:01Z 192.0.2.1:443 does not answer
+  1970-01-01T00:00:02Z 192.0.2.1:443 answers again
+  1970-01-01T00:00:03Z 192.0.2.1:443 refused a session that it had just given;
+    key 01010101… before, 02020202… now (TLS 1.2 ticket)
+";
+    assert!(text.ends_with(expected), "{text}");
+}

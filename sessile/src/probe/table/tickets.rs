@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::text::push_wrapped;
 use crate::probe::report::{MechanismFindings, ProbeReport};
-use crate::probe::ticket_facts::{TicketFacts, short};
+use crate::probe::ticket_bytes::short;
+use crate::probe::ticket_facts::TicketFacts;
 
 /// Adds a line for the servers with the same kind of tickets.
 pub(super) fn push_tickets(text: &mut String, tested: &MechanismFindings, report: &ProbeReport) {

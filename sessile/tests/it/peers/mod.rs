@@ -9,6 +9,7 @@ mod metrics;
 mod proxy;
 mod run;
 mod running;
+mod schema;
 mod web;
 
 pub(crate) use browser::Browser;
@@ -19,6 +20,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
 pub(crate) use running::{Farm, NO_FOLDER, Sessile, inheriting};
+pub(crate) use schema::assert_follows_schema;
 pub(crate) use web::{Resumption, Web};
 
 use std::collections::BTreeSet;

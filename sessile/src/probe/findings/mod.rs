@@ -235,17 +235,7 @@ impl Found<'_> {
     fn sharing(&mut self, tested: &MechanismFindings) {
         let how = Some(tested.how);
         if self.report.gives_unusable_session_ids(tested) {
-            let mut servers = self.report.addresses.clone();
-            servers.retain(|address| !self.lacks_certificate(*address));
-            if servers.is_empty() {
-                return;
-            }
-            let text = format!(
-                "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only \
-                 clients without tickets pay for full handshakes.",
-                self.names(&servers)
-            );
-            self.add(Code::UnusableSessionIds, how, servers, text);
+            self.unusable_session_ids(how);
             return;
         }
         let matrix = tested.matrix(&self.report.addresses);
@@ -296,6 +286,20 @@ impl Found<'_> {
             );
             self.add(Code::NotOfferedByAll, Some(tested.how), missing, text);
         }
+    }
+
+    fn unusable_session_ids(&mut self, how: Option<How>) {
+        let mut servers = self.report.addresses.clone();
+        servers.retain(|address| !self.lacks_certificate(*address));
+        if servers.is_empty() {
+            return;
+        }
+        let text = format!(
+            "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only clients \
+             without tickets pay for full handshakes.",
+            self.names(&servers)
+        );
+        self.add(Code::UnusableSessionIds, how, servers, text);
     }
 
     /// True if the server requests a certificate that the probe does not have. Without a certificate, a client can

@@ -1,7 +1,7 @@
 //! Searches for the age at which each server refuses its sessions. All searches run at the same time, each in rounds
 //! of returns after different gaps.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::age_search::AgeSearch;
@@ -12,7 +12,6 @@ use tokio::time::interval;
 use super::ProbeProgress;
 use super::after_gap::{DelayedReturn, SessionAge};
 use super::delayed::{self, PROGRESS, Task};
-use super::pace::Pace;
 use super::plan::{AgeLimits, ProbePlan};
 use super::report::ProbeReport;
 use crate::client::SetupError;
@@ -62,7 +61,6 @@ pub(super) async fn run(
     };
     report.session_ages = searches.iter().map(without_result).collect();
     let plan = Arc::new(plan.clone());
-    let pace = Arc::new(Mutex::new(Pace::new(plan.rate)));
     let mut returns = JoinSet::new();
     let mut end = Instant::now();
     let begin_round = |index: usize, running: &mut Running, returns: &mut JoinSet<_>| {
@@ -72,8 +70,8 @@ pub(super) async fn run(
                 gap,
                 ..running.task
             };
-            let (plan, pace) = (Arc::clone(&plan), Arc::clone(&pace));
-            returns.spawn(async move { (index, delayed::make(plan, task, pace).await) });
+            let plan = Arc::clone(&plan);
+            returns.spawn(async move { (index, delayed::make(plan, task).await) });
             running.pending += 1;
             latest = latest.max(Instant::now() + gap);
         }

@@ -2,7 +2,7 @@
 //! All returns wait at the same time, so the run takes as long as the longest gap.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::Word;
@@ -14,12 +14,10 @@ use tokio::time::{interval, sleep_until};
 
 use super::ProbeProgress;
 use super::after_gap::DelayedReturn;
-use super::pace::Pace;
 use super::plan::{FirstConnection, ProbePlan};
 use super::report::ProbeReport;
 use super::visit::Visitor;
 use crate::client::{Close, EstablishedConnection, SetupError};
-use crate::locks::locked;
 
 /// How often the progress is shown.
 pub(super) const PROGRESS: Duration = Duration::from_secs(1);
@@ -48,12 +46,11 @@ pub(super) async fn run(
 ) -> Result<(), SetupError> {
     let tasks = tasks(plan, report);
     let plan = Arc::new(plan.clone());
-    let pace = Arc::new(Mutex::new(Pace::new(plan.rate)));
     let longest = plan.gaps.iter().max().copied().unwrap_or_default();
     let end = Instant::now() + longest;
     let mut running = JoinSet::new();
     for task in tasks {
-        running.spawn(make(Arc::clone(&plan), task, Arc::clone(&pace)));
+        running.spawn(make(Arc::clone(&plan), task));
     }
     let mut ticks = interval(PROGRESS);
     while !running.is_empty() {
@@ -111,11 +108,7 @@ pub(super) fn series(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
 }
 
 /// Makes a full handshake, waits, and returns.
-pub(super) async fn make(
-    plan: Arc<ProbePlan>,
-    task: Task,
-    pace: Arc<Mutex<Pace>>,
-) -> Result<DelayedReturn, SetupError> {
+pub(super) async fn make(plan: Arc<ProbePlan>, task: Task) -> Result<DelayedReturn, SetupError> {
     let Task {
         how,
         address,
@@ -123,7 +116,7 @@ pub(super) async fn make(
         first_connection,
     } = task;
     let mut visitor = Visitor::new(&plan, how)?;
-    wait_turn(&pace, address).await;
+    plan.pace.wait(address).await;
     let mut made = DelayedReturn {
         how,
         address,
@@ -144,7 +137,7 @@ pub(super) async fn make(
     let opened = Instant::now();
     let spent = spend(connection, first_connection, gap).await;
     made.closed_after = spent.closed_after;
-    wait_turn(&pace, address).await;
+    plan.pace.wait(address).await;
     made.age = opened.elapsed();
     match visitor.return_to(address).await? {
         Ok(seen) => made.outcome = seen.kind.into(),
@@ -153,11 +146,6 @@ pub(super) async fn make(
     // Some servers forget the session of a connection that ends without close_notify.
     drop(spent.idle);
     Ok(made)
-}
-
-async fn wait_turn(pace: &Mutex<Pace>, address: SocketAddr) {
-    let start = locked(pace).book(address, tokio::time::Instant::now());
-    sleep_until(start).await;
 }
 
 /// The first connection after the gap.

@@ -22,7 +22,7 @@ use crate::client::{EstablishedConnection, RepeatedOffer, ReplayClient, SetupErr
 /// The server name cannot be used, or there is no CA certificate.
 pub(super) async fn run(
     visitor: &mut Visitor<'_>,
-    pace: &mut Pace,
+    pace: &Pace,
     report: &mut ProbeReport,
 ) -> Result<(), SetupError> {
     let Some(tested) = report.mechanisms.last() else {
@@ -64,7 +64,7 @@ fn gives(tested: &MechanismFindings, server: SocketAddr) -> bool {
 /// Offers a session of `origin` with early data. `None` if the server gave no session for early data.
 async fn offer(
     visitor: &mut Visitor<'_>,
-    pace: &mut Pace,
+    pace: &Pace,
     origin: SocketAddr,
     address: SocketAddr,
 ) -> Result<Option<EarlyDataOffer>, SetupError> {
@@ -89,7 +89,7 @@ async fn offer(
 /// Sends accepted early data again, to the server that accepted it and to the `other` server.
 async fn replay(
     visitor: &Visitor<'_>,
-    pace: &mut Pace,
+    pace: &Pace,
     origin: SocketAddr,
     other: Option<SocketAddr>,
 ) -> Result<Vec<EarlyDataReplay>, SetupError> {
@@ -117,7 +117,7 @@ async fn replay(
 /// data, or if its bytes cannot be sent again.
 async fn accepted_offer(
     visitor: &Visitor<'_>,
-    pace: &mut Pace,
+    pace: &Pace,
     server: SocketAddr,
 ) -> Result<Option<RepeatedOffer>, SetupError> {
     let plan = visitor.plan;

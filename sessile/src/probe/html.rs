@@ -9,7 +9,7 @@ use sessile_proto::resumption_matrix::{Answers, Consistency, ResumptionMatrix};
 use super::finding::{Finding, Severity};
 use super::findings;
 use super::report::ProbeReport;
-use super::table::{early_data_summary, mark, summary, title};
+use super::table::{count, early_data_summary, later_parts, mark, summary, title};
 use crate::page::{Page, escaped};
 
 /// The width and height of a place in a matrix, in pixels.
@@ -18,24 +18,46 @@ const PLACE: usize = 44;
 /// The width of the labels at the left and at the top of a matrix, in pixels.
 const LABEL: usize = 44;
 
-/// The page. `date` is shown as it is.
+/// The page about one or several targets. `date` is shown as it is.
 #[must_use]
-pub fn write(report: &ProbeReport, date: &str) -> String {
-    let findings = findings::of(report);
-    let is_good = report.all_resume();
-    let (headline, class) = match (is_good, report.has_no_connection()) {
+pub fn write(reports: &[&ProbeReport], date: &str) -> String {
+    let mut body = String::new();
+    for report in reports {
+        push_report(&mut body, report, date);
+    }
+    let is_good = reports.iter().all(|report| report.all_resume());
+    let title = match reports {
+        [report] => report.target.clone(),
+        reports => count(reports.len(), "target", "targets"),
+    };
+    Page {
+        title: &format!("sessile probe: {title}"),
+        icon: if is_good { "#1a7f37" } else { "#9a6700" },
+        body: &body,
+        script: "",
+    }
+    .document()
+}
+
+fn push_report(body: &mut String, report: &ProbeReport, date: &str) {
+    let (headline, class) = match (report.all_resume(), report.has_no_connection()) {
         (true, _) => ("Everything resumes that the servers offer", "is-good"),
         (false, true) => ("No handshake was finished", "is-warn"),
         (false, false) => ("Some sessions do not resume", "is-warn"),
     };
-    let mut body = format!(
+    let _ = writeln!(
+        body,
         "<section class=\"headline {class}\"><h1>{headline}</h1>\n<p>{}, server name {}</p>\n\
-         <p class=quiet>sessile probe, {}</p></section>\n",
+         <p class=quiet>sessile probe, {}</p></section>",
         escaped(&report.target),
         escaped(&report.server_name),
         escaped(date),
     );
-    push_findings(&mut body, &findings);
+    if let Some(error) = &report.error {
+        let _ = writeln!(body, "<section><p>{}</p></section>", escaped(error));
+        return;
+    }
+    push_findings(body, &findings::of(report));
     for tested in &report.mechanisms {
         let summary = summary(tested, report.addresses.len());
         let _ = writeln!(
@@ -46,24 +68,24 @@ pub fn write(report: &ProbeReport, date: &str) -> String {
         );
         if tested.returns().next().is_some() {
             let matrix = tested.matrix(&report.addresses);
-            push_picture(&mut body, &matrix, &report.addresses, "resumed");
+            push_picture(body, &matrix, &report.addresses, "resumed");
         }
         body.push_str("</section>\n");
     }
     if let Some(summary) = early_data_summary(&report.early_data) {
         let _ = writeln!(body, "<section><h2>0-RTT</h2>\n<p>{summary}</p>");
         let matrix = report.early_data.matrix(&report.addresses);
-        push_picture(&mut body, &matrix, &report.addresses, "accepted");
+        push_picture(body, &matrix, &report.addresses, "accepted");
         body.push_str("</section>\n");
     }
-    push_servers(&mut body, report);
-    Page {
-        title: &format!("sessile probe: {}", report.target),
-        icon: if is_good { "#1a7f37" } else { "#9a6700" },
-        body: &body,
-        script: "",
+    for (heading, lines) in later_parts(report) {
+        let _ = writeln!(body, "<section><h2>{}</h2>\n<ul>", escaped(&heading));
+        for line in lines {
+            let _ = writeln!(body, "<li>{}</li>", escaped(&line));
+        }
+        body.push_str("</ul></section>\n");
     }
-    .document()
+    push_servers(body, report);
 }
 
 fn push_findings(body: &mut String, findings: &[Finding]) {
@@ -191,7 +213,7 @@ mod tests {
             outcome: EarlyDataOutcome::Accepted,
             error: None,
         });
-        let page = write(&report, "2026-11-27");
+        let page = write(&[&report], "2026-11-27");
         assert!(page.contains("Some sessions do not resume"));
         assert!(page.contains("warning</span>"), "{page}");
         assert!(

@@ -27,9 +27,19 @@ use crate::client::{Offer, hex};
 /// The version of `docs/reference/probe.schema.json`. It changes only if a field is renamed or removed.
 const SCHEMA_VERSION: u32 = 1;
 
-/// The report as JSON, indented, without a final line break.
+/// The report as JSON, or a list of several reports. Indented, without a final line break.
 #[must_use]
-pub fn write(report: &ProbeReport) -> String {
+pub fn write(reports: &[&ProbeReport]) -> String {
+    match reports {
+        [report] => format!("{:#}", of(report)),
+        reports => format!(
+            "{:#}",
+            Value::from_iter(reports.iter().map(|report| of(report)))
+        ),
+    }
+}
+
+fn of(report: &ProbeReport) -> Value {
     let left_out: Vec<Value> = report.left_out.iter().map(left_out).collect();
     let mechanisms: Vec<Value> = report
         .mechanisms
@@ -38,9 +48,10 @@ pub fn write(report: &ProbeReport) -> String {
         .collect();
     let findings: Vec<Value> = findings::of(report).iter().map(finding).collect();
     let (offered, resumed) = report.returns();
-    let json = json!({
+    json!({
         "schema_version": SCHEMA_VERSION,
         "target": report.target,
+        "error": report.error,
         "server_name": report.server_name,
         "addresses": report.addresses,
         "left_out": left_out,
@@ -55,8 +66,7 @@ pub fn write(report: &ProbeReport) -> String {
         "early_data": early_data(&report.early_data),
         "session_ages": report.session_ages.iter().map(session_age).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
-    });
-    format!("{json:#}")
+    })
 }
 
 fn left_out(left_out: &LeftOut) -> Value {
@@ -336,7 +346,7 @@ mod tests {
 
     #[test]
     fn contains_the_promised_fields() {
-        let text = write(&samples::report());
+        let text = write(&[&samples::report()]);
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["complete"], true);
         assert_eq!(value["all_resume"], false);
@@ -403,7 +413,7 @@ mod tests {
 
     #[test]
     fn contains_the_findings_the_groups_and_the_matrix() {
-        let value: Value = serde_json::from_str(&write(&samples::report())).unwrap();
+        let value: Value = serde_json::from_str(&write(&[&samples::report()])).unwrap();
         let finding = &value["findings"][0];
         assert_eq!(finding["code"], "address-fails");
         assert_eq!(finding["severity"], "warning");
@@ -426,7 +436,7 @@ mod tests {
         let full = report.mechanisms[2].attempts[0].result.as_mut().unwrap();
         full.tickets = vec![samples::given_ticket(1, 1), samples::given_ticket(1, 2)];
         full.tickets[1].max_early_data = Some(16384);
-        let value: Value = serde_json::from_str(&write(&report)).unwrap();
+        let value: Value = serde_json::from_str(&write(&[&report])).unwrap();
         assert_eq!(value["mechanisms"][0]["tickets"], json!([]));
         let facts = json!([{
             "address": "192.0.2.1:443",
@@ -445,7 +455,7 @@ mod tests {
         let mut report = samples::faulty();
         let failed = samples::ended(How::Psk, Err(crate::client::Error::NotTls));
         report.mechanisms[0].attempts.push(failed);
-        let text = write(&report);
+        let text = write(&[&report]);
         let value: Value = serde_json::from_str(&text).unwrap();
         let psk = &value["mechanisms"][0];
         assert_eq!(psk["status"], "refuses");

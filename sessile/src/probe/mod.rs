@@ -40,7 +40,7 @@ use crate::client::SetupError;
 pub use after_gap::{DelayedReturn, SessionAge};
 pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
 pub use events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
-use pace::Pace;
+pub use pace::Pace;
 pub use plan::{AgeLimits, FirstConnection, MECHANISMS, ProbePlan, Request};
 pub use report::{
     EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings,
@@ -85,7 +85,7 @@ pub async fn run(
     report: &mut ProbeReport,
     progress: &mut dyn FnMut(ProbeProgress),
 ) -> Result<(), SetupError> {
-    let mut pace = Pace::new(plan.rate);
+    let pace = plan.pace.clone();
     for &how in &plan.mechanisms {
         report.mechanisms.push(MechanismFindings {
             how,
@@ -95,7 +95,7 @@ pub async fn run(
         let mut test = MechanismTest {
             plan,
             visitor,
-            pace: &mut pace,
+            pace: &pace,
             report: &mut *report,
             progress: &mut *progress,
         };
@@ -119,7 +119,7 @@ pub async fn run(
 struct MechanismTest<'a> {
     plan: &'a ProbePlan,
     visitor: Visitor<'a>,
-    pace: &'a mut Pace,
+    pace: &'a Pace,
     report: &'a mut ProbeReport,
     progress: &'a mut dyn FnMut(ProbeProgress),
 }

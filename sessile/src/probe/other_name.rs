@@ -17,7 +17,7 @@ pub(super) async fn offer(
     visitor: &mut Visitor<'_>,
     name: &str,
     address: SocketAddr,
-    pace: &mut Pace,
+    pace: &Pace,
 ) -> Result<Option<OtherNameOffer>, SetupError> {
     // A new session, so that no offer of the test before it can have used it up.
     pace.wait(address).await;

@@ -8,6 +8,7 @@ use sessile_proto::verdict::How;
 use strum::{IntoStaticStr, VariantArray};
 
 use super::events::WatchLimits;
+use super::pace::Pace;
 use crate::client::{ClientCertificate, SetupError, StartTls, Target, Trust};
 
 /// The target of a probe, and how to probe it.
@@ -48,8 +49,8 @@ pub struct ProbePlan {
     pub certificate: Option<ClientCertificate>,
     /// The time limit of a TCP connection, and also of a handshake.
     pub timeout: Duration,
-    /// Maximum number of connections to one address in a second. 0: no limit.
-    pub rate: u32,
+    /// Limits the rate of connections to each address.
+    pub pace: Pace,
     /// The protocol by which the probe asks for TLS.
     pub start_tls: Option<StartTls>,
     /// The HTTP proxy of all connections.
@@ -193,12 +194,12 @@ impl ProbePlan {
             .map_or(Duration::ZERO, |limits| limits.most().1);
         let watch = self.watch.map_or(Duration::ZERO, |limits| limits.duration);
         let longest = self.gaps.iter().max().copied().unwrap_or_default() + search + watch;
-        if self.rate == 0 {
+        if self.pace.rate() == 0 {
             return longest;
         }
         let each = self.connections().div_ceil(self.addresses.len().max(1));
         let gaps = u32::try_from(each.saturating_sub(1)).unwrap_or(u32::MAX);
-        longest + Duration::from_secs(1) / self.rate * gaps
+        longest + Duration::from_secs(1) / self.pace.rate() * gaps
     }
 
     /// The largest number of full handshakes with one server and one mechanism, so that a server that gives few

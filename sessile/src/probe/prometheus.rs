@@ -7,21 +7,18 @@ use strum::VariantArray;
 
 use super::finding::Code;
 use super::findings;
-use super::report::ProbeReport;
+use super::report::{MechanismFindings, ProbeReport};
 
-/// The report as metrics. All are gauges, because each run begins anew.
+/// The reports as metrics. All are gauges, because each run begins anew.
 #[must_use]
-pub fn write(report: &ProbeReport) -> String {
+pub fn write(reports: &[&ProbeReport]) -> String {
     let mut text = String::new();
-    let target = escaped(&report.target);
     describe(&mut text, "offered", "Sessions that the probe offered.");
-    for tested in &report.mechanisms {
-        let labels = format!("target=\"{target}\",mechanism=\"{}\"", tested.how.as_str());
+    for (labels, tested) in mechanisms(reports) {
         sample(&mut text, "offered", &labels, tested.returns().count());
     }
     describe(&mut text, "resumed", "Offered sessions that resumed.");
-    for tested in &report.mechanisms {
-        let labels = format!("target=\"{target}\",mechanism=\"{}\"", tested.how.as_str());
+    for (labels, tested) in mechanisms(reports) {
         sample(&mut text, "resumed", &labels, tested.resumed());
     }
     describe(
@@ -29,34 +26,54 @@ pub fn write(report: &ProbeReport) -> String {
         "mechanism",
         "1 for the status of each mechanism.",
     );
-    for tested in &report.mechanisms {
-        let labels = format!(
-            "target=\"{target}\",mechanism=\"{}\",status=\"{}\"",
-            tested.how.as_str(),
-            tested.status().as_str(),
-        );
+    for (labels, tested) in mechanisms(reports) {
+        let labels = format!("{labels},status=\"{}\"", tested.status().as_str());
         sample(&mut text, "mechanism", &labels, 1);
     }
-    let found = findings::of(report);
     describe(&mut text, "findings", "Findings by code.");
-    for code in Code::VARIANTS {
-        let with_code = found.iter().filter(|finding| finding.code == *code);
-        let labels = format!("target=\"{target}\",code=\"{}\"", code.as_str());
-        sample(&mut text, "findings", &labels, with_code.count());
+    for report in reports {
+        let found = findings::of(report);
+        for code in Code::VARIANTS {
+            let with_code = found.iter().filter(|finding| finding.code == *code);
+            let labels = format!("{},code=\"{}\"", target(report), code.as_str());
+            sample(&mut text, "findings", &labels, with_code.count());
+        }
+    }
+    let success = "1 if everything resumed that the servers offer.";
+    describe(&mut text, "success", success);
+    for report in reports {
+        let value = usize::from(report.all_resume());
+        sample(&mut text, "success", &target(report), value);
     }
     describe(
         &mut text,
-        "success",
-        "1 if everything resumed that the servers offer.",
+        "complete",
+        "0 if the run was stopped before its end.",
     );
-    let labels = format!("target=\"{target}\"");
-    sample(
-        &mut text,
-        "success",
-        &labels,
-        usize::from(report.all_resume()),
-    );
+    for report in reports {
+        let value = usize::from(report.complete);
+        sample(&mut text, "complete", &target(report), value);
+    }
     text
+}
+
+fn target(report: &ProbeReport) -> String {
+    format!("target=\"{}\"", escaped(&report.target))
+}
+
+/// Each mechanism of each target, with its labels.
+fn mechanisms<'a>(
+    reports: &'a [&ProbeReport],
+) -> impl Iterator<Item = (String, &'a MechanismFindings)> {
+    reports.iter().flat_map(|report| {
+        report.mechanisms.iter().map(|tested| {
+            let mechanism = tested.how.as_str();
+            (
+                format!("{},mechanism=\"{mechanism}\"", target(report)),
+                tested,
+            )
+        })
+    })
 }
 
 fn describe(text: &mut String, name: &str, help: &str) {
@@ -83,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_report_becomes_gauges() {
-        let text = write(&samples::report());
+        let text = write(&[&samples::report()]);
         for line in [
             "sessile_probe_offered{target=\"farm.test\",mechanism=\"session-id\"} 2",
             "sessile_probe_resumed{target=\"farm.test\",mechanism=\"session-id\"} 1",

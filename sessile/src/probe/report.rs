@@ -24,6 +24,8 @@ pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyD
 pub struct ProbeReport {
     /// The target as the user wrote it.
     pub target: String,
+    /// Why the target could not be tested.
+    pub error: Option<String>,
     /// The name for SNI and for the certificate.
     pub server_name: String,
     /// The addresses of the target, without the addresses in `left_out`.
@@ -122,11 +124,24 @@ impl ProbeReport {
     #[must_use]
     pub fn new(plan: &ProbePlan) -> Self {
         Self {
-            target: plan.target.clone(),
+            error: None,
             server_name: plan.server_name.clone(),
             addresses: plan.addresses.clone(),
-            left_out: Vec::new(),
             has_client_certificate: plan.certificate.is_some(),
+            ..Self::without_plan(plan.target.clone(), String::new())
+        }
+    }
+
+    /// The report about a target that cannot be tested.
+    #[must_use]
+    pub fn without_plan(target: String, error: String) -> Self {
+        Self {
+            server_name: target.clone(),
+            target,
+            error: Some(error),
+            addresses: Vec::new(),
+            left_out: Vec::new(),
+            has_client_certificate: false,
             complete: false,
             mechanisms: Vec::new(),
             delayed: Vec::new(),

@@ -98,6 +98,7 @@ pub(super) fn report() -> ProbeReport {
     let resumed = Kind::Resumed(How::Psk);
     ProbeReport {
         target: "farm.test".to_owned(),
+        error: None,
         server_name: "farm.test".to_owned(),
         addresses: vec![address(1), address(2)],
         left_out: Vec::new(),

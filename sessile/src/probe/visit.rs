@@ -76,7 +76,7 @@ impl<'a> Visitor<'a> {
         &mut self,
         origin: Option<SocketAddr>,
         address: SocketAddr,
-        pace: &mut Pace,
+        pace: &Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let offered = match origin {
             Some(origin) => self.sessions_of(origin),
@@ -96,7 +96,7 @@ impl<'a> Visitor<'a> {
         &mut self,
         offered: &Sessions,
         address: SocketAddr,
-        pace: &mut Pace,
+        pace: &Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let target = self
             .plan
@@ -165,7 +165,7 @@ impl<'a> Visitor<'a> {
     pub(super) async fn renew_session(
         &mut self,
         server: SocketAddr,
-        pace: &mut Pace,
+        pace: &Pace,
     ) -> Result<bool, SetupError> {
         let name = Target::new(server, &self.plan.server_name)?.server_name;
         let request = http::early_request(&self.plan.host);
@@ -229,7 +229,7 @@ impl<'a> Visitor<'a> {
         &mut self,
         mut failed: FailedHandshake,
         target: &Target,
-        pace: &mut Pace,
+        pace: &Pace,
     ) -> FailedHandshake {
         if failed.offered.is_some() {
             pace.wait(target.address).await;

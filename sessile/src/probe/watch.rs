@@ -121,7 +121,7 @@ struct Server {
 
 impl Server {
     async fn watch(self, plan: Arc<ProbePlan>, mechanisms: Vec<How>) -> Result<(), SetupError> {
-        let mut pace = Pace::new(plan.rate);
+        let pace = plan.pace.clone();
         let mut server = ServerWatch::default();
         let mut sessions = Vec::new();
         for how in mechanisms {
@@ -130,7 +130,7 @@ impl Server {
         // Two tickets show whether their first bytes are a key name.
         for _ in 0..2 {
             for (visitor, session) in &mut sessions {
-                self.visit(visitor, &mut server, session, &mut pace).await?;
+                self.visit(visitor, &mut server, session, &pace).await?;
             }
         }
         let _ = self.news.send(News::Known).await;
@@ -143,7 +143,7 @@ impl Server {
                 () = sleep_until(self.end.into()) => return Ok(()),
             }
             for (visitor, session) in &mut sessions {
-                self.visit(visitor, &mut server, session, &mut pace).await?;
+                self.visit(visitor, &mut server, session, &pace).await?;
             }
         }
     }
@@ -155,7 +155,7 @@ impl Server {
         visitor: &mut Visitor<'_>,
         server: &mut ServerWatch,
         session: &mut SessionWatch,
-        pace: &mut Pace,
+        pace: &Pace,
     ) -> Result<(), SetupError> {
         let held = visitor.take_newest(self.address)?;
         pace.wait(self.address).await;

@@ -128,7 +128,7 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         first_connections: Vec::new(),
         trust: Trust::Insecure,
         certificate: None,
-        rate: 0,
+        pace: probe::Pace::new(0),
         timeout: Duration::from_secs(30),
     };
     let mut report = ProbeReport::new(&plan);

@@ -37,6 +37,7 @@ mod probe;
 mod probe_after;
 mod probe_early_data;
 mod probe_start_tls;
+mod probe_targets;
 mod probe_watch;
 mod proxy_protocol;
 mod registry;

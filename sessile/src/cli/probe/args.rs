@@ -19,8 +19,20 @@ use crate::probe::{AgeLimits, FirstConnection, Request};
 #[command(group(ArgGroup::new("gaps").args(["after", "find_age"]).multiple(true)))]
 pub(in crate::cli) struct Args {
     /// Host name or IP address, and port (443 if none is given); or an https:// URL, whose path is ignored
-    #[arg(value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
-    pub(super) target: Endpoint,
+    #[arg(
+        value_name = "HOST:PORT",
+        value_hint = ValueHint::Hostname,
+        required_unless_present = "targets_from"
+    )]
+    pub(super) targets: Vec<Endpoint>,
+
+    /// Also probe the targets in this file, one a line; # begins a comment, and - is the standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) targets_from: Option<PathBuf>,
+
+    /// How many targets the probe tests at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) parallel: u16,
 
     /// Server name (SNI) to send, if it is not HOST
     #[arg(long, value_name = "NAME", value_hint = ValueHint::Hostname)]
@@ -184,6 +196,7 @@ Examples:
   sessile probe farm.example.org --address 192.0.2.1,192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
   sessile probe farm.example.org --mechanism psk --fail-under 99%
+  sessile probe --targets-from names.txt --prometheus
 
 Exit status: 0 every mechanism that the server offers resumes; 1 one does not;
 2 wrong usage or no connection; 130 \

@@ -1,9 +1,10 @@
 //! The report for people: a table for each mechanism, and a summary line.
 
 mod attempts;
-mod delayed;
 mod early_data;
 mod events;
+mod later;
+mod overview;
 mod text;
 mod tickets;
 
@@ -19,6 +20,7 @@ use super::findings;
 use super::report::{MechanismFindings, ProbeReport, Status};
 pub(super) use early_data::early_data_summary;
 pub use events::event_line;
+pub(super) use later::later_parts;
 pub use text::{Colour, count, title};
 use text::{Shade, WIDTH, paint, push, push_wrapped};
 
@@ -29,6 +31,22 @@ pub enum Detail {
     Summary,
     /// A row for each attempt.
     Attempts,
+}
+
+/// The reports. Several reports have a table of all targets before them.
+#[must_use]
+pub fn write_all(reports: &[&ProbeReport], colour: Colour, detail: Detail) -> String {
+    let mut text = String::new();
+    if reports.len() > 1 {
+        overview::push_overview(&mut text, reports, colour);
+    }
+    for report in reports {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text += &write(report, colour, detail);
+    }
+    text
 }
 
 /// The whole report, with a final line break. A line has at most 80 columns, unless one word is longer.
@@ -45,6 +63,10 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     for left_out in &report.left_out {
         let left_out = format!("left out: {} ({})", left_out.address, left_out.error);
         push_wrapped(&mut text, 0, &left_out);
+    }
+    if let Some(error) = &report.error {
+        push_wrapped(&mut text, 0, error);
+        return text;
     }
     text.push('\n');
     let findings = findings::of(report);
@@ -85,8 +107,12 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     if has_matrix {
         push_legend(&mut text, report);
     }
-    delayed::push_delayed(&mut text, report);
-    events::push_events(&mut text, report);
+    for (heading, lines) in later_parts(report) {
+        push(&mut text, &format!("\n{heading}"));
+        for line in lines {
+            push_wrapped(&mut text, 2, &line);
+        }
+    }
     if !report.complete {
         push(&mut text, "stopped before the end");
     }

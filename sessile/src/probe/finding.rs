@@ -69,6 +69,8 @@ pub enum Code {
     LifetimeOverSevenDays,
     /// A server accepts the same early data twice, and answers both times.
     EarlyDataReplayed,
+    /// A server accepts a client with its certificate, and refuses it when its session resumes.
+    ForgetsClientCertificate,
     /// A server requires a client certificate, and the probe has none that it accepts.
     ClientCertificateRequired,
     /// A server requests a client certificate, and finishes handshakes without one.
@@ -119,6 +121,7 @@ impl Finding {
             | Code::ResumesSometimes
             | Code::SeveralServersAtAddress
             | Code::ForgetsOwnSessions
+            | Code::ForgetsClientCertificate
             | Code::ClientCertificateRequired
             | Code::AddressFails
             | Code::NoMechanism
@@ -161,6 +164,7 @@ impl Finding {
             Code::NoMechanism => Remedy::EnableTickets,
             Code::NotOfferedByAll => Remedy::SameSettings,
             Code::AddressFails
+            | Code::ForgetsClientCertificate
             | Code::TicketsInFullHandshakesOnly
             | Code::LostWithoutCloseNotify
             | Code::RenewsTls12Ticket

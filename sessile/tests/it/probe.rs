@@ -260,6 +260,10 @@ fn missing_connections_and_wrong_usage_exit_with_2_and_a_reason() {
             .contains("no-such.pem")
     );
     assert!(said(&["farm.test", "--attempts", "0"]).contains("--attempts"));
+    for (duration, words) in [("0s", "longer than 0s"), ("400days", "at most 365days")] {
+        let text = said(&["farm.test", "--watch", duration]);
+        assert!(text.contains(words), "{text}");
+    }
     assert!(said(&["127.0.0.1", "--sni", "not a name"]).contains("neither a host name"));
 
     let certificates = Certificates::new();

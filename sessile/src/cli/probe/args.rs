@@ -220,9 +220,15 @@ fn proxy_url(text: &str) -> Result<Endpoint, &'static str> {
     authority.strip_suffix('/').unwrap_or(authority).parse()
 }
 
+/// The longest duration. Later times are no use, and the clock cannot count to all of them.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("the duration must be longer than 0s".to_owned()),
+        Ok(duration) if duration > LONGEST => {
+            Err("the duration must be at most 365days".to_owned())
+        }
         Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),
     }

@@ -2,6 +2,7 @@
 //! wire shows.
 
 mod ages;
+mod client_certificate;
 mod delayed;
 mod early_data;
 mod groups;
@@ -40,6 +41,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);
+        found.client_certificates(tested);
     }
     let is_offered = |tested: &MechanismFindings| tested.status() != Status::NotOffered;
     if report.complete && !report.has_no_connection() && !report.mechanisms.iter().any(is_offered) {

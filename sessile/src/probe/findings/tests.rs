@@ -386,3 +386,31 @@ fn a_replay_that_is_not_answered_is_a_notice_and_a_replay_that_came_too_early_is
     assert_eq!(found[0].severity(), Severity::Notice);
     assert_eq!(found[0].servers, [address(1)]);
 }
+
+/// The findings about a server that requests a client certificate, and answers with these statuses: after a full
+/// handshake, and after a resumed one.
+fn of_statuses(has_certificate: bool, full: u16, resumed: u16) -> Vec<Code> {
+    let mut report = tickets(&["+"]);
+    report.has_client_certificate = has_certificate;
+    let attempts = &mut report.mechanisms[0].attempts;
+    for (attempt, status) in attempts.iter_mut().zip([full, resumed]) {
+        let seen = attempt.result.as_mut().unwrap();
+        seen.status = Some(status);
+        seen.certificate_requested = seen.kind == Kind::NotOffered;
+    }
+    codes(&report)
+}
+
+#[test]
+fn an_answer_that_changes_with_resumption_shows_what_became_of_the_client_certificate() {
+    assert_eq!(of_statuses(true, 200, 200), []);
+    assert_eq!(of_statuses(true, 200, 404), []);
+    assert_eq!(
+        of_statuses(true, 200, 403),
+        [Code::ForgetsClientCertificate]
+    );
+    let requested = Code::ClientCertificateRequested;
+    assert_eq!(of_statuses(false, 400, 400), [requested]);
+    let gets_in = [Code::SkipsClientCertificate, requested];
+    assert_eq!(of_statuses(false, 400, 204), gets_in);
+}

@@ -71,6 +71,9 @@ pub(super) async fn run(
         }
     }
     drop(sender);
+    if servers.is_empty() {
+        return Ok(());
+    }
     let mut unknown = servers.len();
     let mut ticks = interval(PROGRESS);
     loop {

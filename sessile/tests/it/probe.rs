@@ -260,6 +260,9 @@ fn missing_connections_and_wrong_usage_exit_with_2_and_a_reason() {
             .contains("no-such.pem")
     );
     assert!(said(&["farm.test", "--attempts", "0"]).contains("--attempts"));
+    let report = said(&[&nobody, "--html", "/no/such/folder/page.html"]);
+    assert!(report.contains("no handshake was finished"), "{report}");
+    assert!(report.contains("cannot write the HTML page"), "{report}");
     for (duration, words) in [("0s", "longer than 0s"), ("400days", "at most 365days")] {
         let text = said(&["farm.test", "--watch", duration]);
         assert!(text.contains(words), "{text}");

@@ -35,12 +35,13 @@ pub(super) fn print(args: &Args, reports: &[&ProbeReport]) -> anyhow::Result<Exi
         };
         table::write_all(reports, terminal::colour(), detail)
     };
+    terminal::print_report(&text)?;
+    // The report is safe on the standard output if the page cannot be written.
     if let Some(file) = &args.html {
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         std::fs::write(file, html::write(reports, &date))
             .with_context(|| format!("cannot write the HTML page to {}", file.display()))?;
     }
-    terminal::print_report(&text)?;
     let mut worst = 0;
     for report in reports {
         worst = worst.max(exit_status(args, report));

@@ -35,7 +35,7 @@ pub use certificate::{ClientCertificate, ClientCertificateError};
 pub use connection::{Close, EstablishedConnection, GivenTicket, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
 pub(crate) use postgres::{RequestTlsError, request_tls};
-pub use replay::{RepeatedOffer, ReplayClient};
+pub use replay::{RepeatedOffer, RepeatedSession, ReplayClient};
 pub use sessions::Sessions;
 pub use start_tls::{Refusal, StartTls};
 pub use stream::Stream;

@@ -10,6 +10,7 @@ use rustls::client::{ResolvesClientCert as _, Resumption};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{ServerName, UnixTime};
+use sessile_proto::watch::Kind;
 
 use super::certificate::{CertificateSource, ClientCertificate};
 use super::seeded::{self, Seed};
@@ -37,6 +38,12 @@ pub struct RepeatedOffer {
     /// Until then, the session has the age that the ClientHello says, in whole seconds. Servers may refuse early
     /// data with another age.
     correct_until: Instant,
+}
+
+/// A session that can be offered several times, each time in another ClientHello.
+pub struct RepeatedSession {
+    client: Client,
+    full_handshake: FullHandshake,
 }
 
 /// All that decides which session a full handshake gives.
@@ -95,10 +102,45 @@ impl ReplayClient {
         Ok(connection)
     }
 
-    /// The offer of the newest session of `connection`, the last connection of [`ReplayClient::connect`]. `None` if
-    /// the connection gave no session for early data, or if its session cannot be made again.
+    /// The newest session of `connection`, the last connection of [`ReplayClient::connect`]. `None` if the connection
+    /// gave no session, or if its session cannot be made again.
+    #[must_use]
+    pub fn repeated_session(
+        &self,
+        connection: &EstablishedConnection,
+        target: &Target,
+    ) -> Option<RepeatedSession> {
+        let full_handshake = self.full_handshake(connection, target)?;
+        full_handshake
+            .sessions()
+            .filter(|given| !given.is_empty())?;
+        Some(RepeatedSession {
+            client: self.client.clone(),
+            full_handshake,
+        })
+    }
+
+    /// What decides the sessions of `connection`.
     ///
     /// A full handshake with a client certificate cannot be repeated, because its signature is random.
+    fn full_handshake(
+        &self,
+        connection: &EstablishedConnection,
+        target: &Target,
+    ) -> Option<FullHandshake> {
+        if connection.certificate_requested && self.client.certificate.has_certs() {
+            return None;
+        }
+        Some(FullHandshake {
+            config: self.client.config.clone(),
+            seed: self.client.seed.clone()?,
+            server_name: target.server_name.clone(),
+            server_bytes: connection.stream.observer.server_bytes.clone(),
+        })
+    }
+
+    /// The offer of the newest session of `connection`, the last connection of [`ReplayClient::connect`]. `None` if
+    /// the connection gave no session for early data, or if its session cannot be made again.
     #[must_use]
     pub fn repeated_offer(
         &self,
@@ -106,21 +148,13 @@ impl ReplayClient {
         target: &Target,
         early_data: &[u8],
     ) -> Option<RepeatedOffer> {
+        let full_handshake = self.full_handshake(connection, target)?;
         let mut client = self.client.clone();
-        if connection.certificate_requested && client.certificate.has_certs() {
-            return None;
-        }
-        let seed = client.seed.replace(Seed::random().ok()?)?;
+        client.seed = Some(Seed::random().ok()?);
         let received = client.config.time_provider.current_time()?;
         let age = Duration::from_secs(self.received.elapsed().as_secs());
         let now = Duration::from_secs(received.as_secs()) + age;
         client.config.time_provider = Arc::new(StoppedClock(UnixTime::since_unix_epoch(now)));
-        let full_handshake = FullHandshake {
-            config: self.client.config.clone(),
-            seed,
-            server_name: target.server_name.clone(),
-            server_bytes: connection.stream.observer.server_bytes.clone(),
-        };
         let sessions = full_handshake.sessions()?;
         if !sessions.allows_early_data(&target.server_name, early_data.len()) {
             return None;
@@ -132,6 +166,28 @@ impl ReplayClient {
             first_flight: Vec::new(),
             correct_until: self.received + age + Duration::from_secs(1),
         })
+    }
+}
+
+impl RepeatedSession {
+    /// Returns with the session in a handshake of its own. True if the server resumed it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn resumes(
+        &mut self,
+        target: &Target,
+        close_wait: Duration,
+    ) -> Result<bool, Failure> {
+        self.client.seed = Some(Seed::random().map_err(super::Error::from_tls)?);
+        let again = self.full_handshake.sessions();
+        let offered = again.unwrap_or_else(|| self.client.sessions.empty_like());
+        let mut connection = self.client.attempt_with(&offered, target).await?;
+        let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
+        // The server may count the session as used only after the client's Finished.
+        connection.close(close_wait).await;
+        Ok(resumed)
     }
 }
 

@@ -144,7 +144,7 @@ async fn accepted_offer(
 
 /// Sends close_notify, and waits for nothing: the replays must follow soon, and some servers have one connection at
 /// a time.
-async fn end(mut connection: EstablishedConnection) {
+pub(super) async fn end(mut connection: EstablishedConnection) {
     // A server that closed the connection first is no reason to stop.
     let _ = connection.stream.shutdown().await;
 }

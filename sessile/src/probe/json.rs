@@ -231,7 +231,7 @@ fn mechanism(report: &ProbeReport, findings: &MechanismFindings) -> Value {
 fn tickets(report: &ProbeReport, findings: &MechanismFindings) -> Vec<Value> {
     let names = KeyNames::of(report);
     let facts_of = |&server: &SocketAddr| {
-        let facts = TicketFacts::of(findings, &names, server)?;
+        let facts = TicketFacts::of(report, findings, &names, server)?;
         Some(json!({
             "address": server,
             "in_full_handshake": facts.in_full_handshake,
@@ -239,6 +239,7 @@ fn tickets(report: &ProbeReport, findings: &MechanismFindings) -> Vec<Value> {
             "bytes": facts.bytes,
             "lifetime_seconds": facts.lifetime_seconds,
             "max_early_data_bytes": facts.max_early_data,
+            "usable_twice": facts.usable_twice,
             "key_names": facts.key_names,
         }))
     };
@@ -436,6 +437,7 @@ mod tests {
         let full = report.mechanisms[2].attempts[0].result.as_mut().unwrap();
         full.tickets = vec![samples::given_ticket(1, 1), samples::given_ticket(1, 2)];
         full.tickets[1].max_early_data = Some(16384);
+        report.usable_twice.push((samples::address(1), true));
         let value: Value = serde_json::from_str(&write(&[&report])).unwrap();
         assert_eq!(value["mechanisms"][0]["tickets"], json!([]));
         let facts = json!([{
@@ -445,6 +447,7 @@ mod tests {
             "bytes": [200],
             "lifetime_seconds": [3600],
             "max_early_data_bytes": [16384],
+            "usable_twice": true,
             "key_names": ["01".repeat(16)],
         }]);
         assert_eq!(value["mechanisms"][2]["tickets"], facts);

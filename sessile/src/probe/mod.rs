@@ -3,7 +3,7 @@
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
-//! - `delayed`, `ages`, `watch`, `early_data`, `other_name`: the tests beside the matrix.
+//! - `delayed`, `ages`, `watch`, `early_data`, `used_twice`, `other_name`: the tests beside the matrix.
 //! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod after_gap;
@@ -28,6 +28,7 @@ mod samples;
 pub mod table;
 mod ticket_bytes;
 mod ticket_facts;
+mod used_twice;
 mod visit;
 mod watch;
 
@@ -102,6 +103,7 @@ pub async fn run(
         test.run().await?;
         test.offer_to_other_names().await?;
         if how == How::Psk {
+            used_twice::run(&test.visitor, test.pace, test.report).await?;
             early_data::run(&mut test.visitor, test.pace, test.report).await?;
         }
         if report.no_address_answers() {

@@ -129,6 +129,9 @@ const CONNECTIONS_OF_OTHER_NAME: usize = 3;
 /// same bytes at this server and at another one.
 const CONNECTIONS_OF_REPLAYS: usize = 4;
 
+/// A full handshake and two returns for each server.
+const CONNECTIONS_OF_USABLE_TWICE: usize = 3;
+
 /// Tickets that most TLS 1.3 servers give in a full handshake.
 const USUAL_TICKETS: usize = 2;
 
@@ -171,7 +174,12 @@ impl ProbePlan {
             2 * servers * (1 + u32::try_from(ticks).unwrap_or(u32::MAX) as usize)
         });
         let delayed = 2 * servers * sessions * self.first_connections.len();
-        self.mechanisms.len() * (servers + offers + other_names + delayed + watch)
+        let usable_twice = if self.mechanisms.contains(&How::Psk) {
+            CONNECTIONS_OF_USABLE_TWICE * servers
+        } else {
+            0
+        };
+        usable_twice + self.mechanisms.len() * (servers + offers + other_names + delayed + watch)
     }
 
     /// The largest number of further connections if the servers accept early data.

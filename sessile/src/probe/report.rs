@@ -45,6 +45,8 @@ pub struct ProbeReport {
     pub watched: Option<Watched>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
+    /// Whether a server resumes a TLS 1.3 session twice.
+    pub usable_twice: Vec<(SocketAddr, bool)>,
     /// Early data with TLS 1.3 sessions.
     pub early_data: EarlyDataFindings,
 }
@@ -148,6 +150,7 @@ impl ProbeReport {
             session_ages: Vec::new(),
             watched: None,
             other_names: Vec::new(),
+            usable_twice: Vec::new(),
             early_data: EarlyDataFindings::default(),
         }
     }

@@ -108,6 +108,7 @@ pub(super) fn report() -> ProbeReport {
         session_ages: Vec::new(),
         watched: None,
         other_names: Vec::new(),
+        usable_twice: Vec::new(),
         early_data: EarlyDataFindings::default(),
         mechanisms: vec![
             MechanismFindings {

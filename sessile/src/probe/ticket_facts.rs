@@ -24,6 +24,8 @@ pub(super) struct TicketFacts {
     pub lifetime_seconds: BTreeSet<u32>,
     /// Most bytes of early data, for tickets that allow early data.
     pub max_early_data: BTreeSet<u32>,
+    /// Whether the server resumed a ticket twice. `None` if that is not known.
+    pub usable_twice: Option<bool>,
     /// The names of the keys, in hexadecimal. Empty if the tickets have no name that repeats.
     pub key_names: BTreeSet<String>,
 }
@@ -61,6 +63,7 @@ impl KeyNames {
 impl TicketFacts {
     /// The facts about the tickets of `server`. `None` if the server gave no ticket.
     pub(super) fn of(
+        report: &ProbeReport,
         tested: &MechanismFindings,
         names: &KeyNames,
         server: SocketAddr,
@@ -84,6 +87,7 @@ impl TicketFacts {
                 facts.key_names.extend(name.map(crate::client::hex));
             }
         }
+        facts.usable_twice = usable_twice(report, tested, server);
         (!facts.bytes.is_empty()).then_some(facts)
     }
 
@@ -95,7 +99,7 @@ impl TicketFacts {
         let names = KeyNames::of(report);
         let mut entries: Vec<(Self, Vec<SocketAddr>)> = Vec::new();
         for &server in &report.addresses {
-            let Some(facts) = Self::of(tested, &names, server) else {
+            let Some(facts) = Self::of(report, tested, &names, server) else {
                 continue;
             };
             match entries.iter_mut().find(|(known, _)| *known == facts) {
@@ -105,6 +109,26 @@ impl TicketFacts {
         }
         entries
     }
+}
+
+/// Whether the server resumed one of its tickets twice. With TLS 1.2, the probe offers the same ticket again and again.
+fn usable_twice(
+    report: &ProbeReport,
+    tested: &MechanismFindings,
+    server: SocketAddr,
+) -> Option<bool> {
+    if tested.how == How::Psk {
+        let mut known = report.usable_twice.iter();
+        return known.find(|(known, _)| *known == server).map(|(_, is)| *is);
+    }
+    let mut resumed: BTreeMap<&[u8], usize> = BTreeMap::new();
+    for seen in tested.finished_at(server) {
+        if let (Some(offer), Kind::Resumed(_)) = (&seen.offered, seen.kind) {
+            *resumed.entry(&offer.bytes).or_default() += 1;
+        }
+    }
+    let most = resumed.values().max()?;
+    (*most > 1).then_some(true)
 }
 
 /// The tickets that the server gave in all handshakes of the mechanism.

@@ -38,6 +38,7 @@ mod probe_after;
 mod probe_early_data;
 mod probe_start_tls;
 mod probe_targets;
+mod probe_tickets;
 mod probe_watch;
 mod proxy_protocol;
 mod registry;

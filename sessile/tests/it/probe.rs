@@ -31,7 +31,11 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn by(certificates: &Certificates, addresses: &[SocketAddr], attempts: &str) -> Self {
+    pub(crate) fn by(
+        certificates: &Certificates,
+        addresses: &[SocketAddr],
+        attempts: &str,
+    ) -> Self {
         let ca = certificates.ca.to_str().expect("a path in UTF-8");
         let mut arguments = vec![NAME, "--ca", ca, "--json", "--attempts", attempts];
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -52,7 +56,7 @@ impl Found {
         }
     }
 
-    fn mechanism(&self, name: &str) -> &Value {
+    pub(crate) fn mechanism(&self, name: &str) -> &Value {
         let mechanisms = self.report["mechanisms"].as_array().expect("a list");
         let named = |mechanism: &&Value| mechanism["mechanism"] == name;
         mechanisms.iter().find(named).expect("a mechanism")
@@ -67,7 +71,7 @@ impl Found {
     }
 
     /// The statuses of session IDs, tickets and PSKs.
-    fn statuses(&self) -> [&str; 3] {
+    pub(crate) fn statuses(&self) -> [&str; 3] {
         ["session-id", "ticket", "psk"]
             .map(|name| self.mechanism(name)["status"].as_str().expect("a word"))
     }
@@ -149,22 +153,6 @@ fn names_the_servers_that_share_nothing() {
     );
     assert!(!text.contains('\x1b'), "colour without a terminal");
     assert!(output.stderr.is_empty(), "progress without a terminal");
-}
-
-#[test]
-fn servers_with_the_same_ticket_key_resume_each_others_tickets() {
-    let certificates = Certificates::new();
-    let key = certificates.folder().join("ticket.key");
-    std::fs::write(&key, ticket_key(7)).unwrap();
-    let directives = format!(
-        "ssl_session_cache off; ssl_session_ticket_key {};",
-        key.display()
-    );
-    let farm = [(); 2].map(|()| nginx(&certificates, &directives));
-    let addresses = [farm[0].address(), farm[1].address()];
-    let found = Found::by(&certificates, &addresses, "4");
-    assert_eq!(found.statuses(), ["not-offered", "resumes", "resumes"]);
-    assert_eq!(found.status, Some(0));
 }
 
 #[test]
@@ -512,7 +500,7 @@ fn a_share_and_single_mechanisms_decide_for_monitors() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert!(
-        text.starts_with("about 18 connections to 2 addresses"),
+        text.starts_with("about 24 connections to 2 addresses"),
         "{text}"
     );
     let page = certificates.folder().join("report.html");

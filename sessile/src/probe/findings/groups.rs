@@ -53,7 +53,7 @@ impl Found<'_> {
     ) -> Vec<BTreeSet<String>> {
         let known = KeyNames::of(self.report);
         let of_server = |server: &usize| {
-            TicketFacts::of(tested, &known, self.report.addresses[*server])
+            TicketFacts::of(self.report, tested, &known, self.report.addresses[*server])
                 .map(|facts| facts.key_names)
                 .unwrap_or_default()
         };

@@ -41,6 +41,11 @@ fn words(facts: &TicketFacts) -> String {
         .map(lifetime)
         .collect();
     words.push(format!("lifetime {}", lifetimes.join(" or ")));
+    match facts.usable_twice {
+        Some(true) => words.push("usable twice".to_owned()),
+        Some(false) => words.push("usable once".to_owned()),
+        None => {}
+    }
     if let Some(most) = facts.max_early_data.last() {
         words.push(format!("early data up to {most} bytes"));
     }

@@ -49,7 +49,7 @@ impl ProgressLine {
 
     pub(super) fn show(&self, text: fmt::Arguments<'_>) {
         if self.is_terminal {
-            eprint!("\r\x1b[K{text}");
+            write_error(format_args!("\r\x1b[K{text}"));
         }
     }
 }
@@ -57,17 +57,20 @@ impl ProgressLine {
 impl ProgressLine {
     /// Prints a line that stays, also without a terminal.
     pub(super) fn print(&self, text: &str) {
-        if self.is_terminal {
-            eprint!("\r\x1b[K");
-        }
-        eprintln!("{text}");
+        let clear = if self.is_terminal { "\r\x1b[K" } else { "" };
+        write_error(format_args!("{clear}{text}\n"));
     }
+}
+
+/// Writes to the standard error stream. Progress is no reason to stop if the stream is closed or its disk is full.
+fn write_error(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_fmt(text);
 }
 
 impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.is_terminal {
-            eprint!("\r\x1b[K");
+            write_error(format_args!("\r\x1b[K"));
         }
     }
 }

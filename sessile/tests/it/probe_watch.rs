@@ -106,3 +106,32 @@ fn key_rotations_lost_keys_and_a_stop_are_events() {
         .collect();
     assert_eq!(codes, ["lost-while-watched"]);
 }
+
+#[test]
+fn a_full_disk_for_the_events_does_not_end_the_watch() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache off;");
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sessile"))
+        .args([
+            "probe",
+            NAME,
+            "--insecure",
+            "--json",
+            "--rate",
+            "0",
+            "--mechanism",
+            "ticket",
+        ])
+        .args(["--address", &server.address().to_string()])
+        .args(["--watch", "300ms", "--interval", "100ms"])
+        .stderr(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["watched"]["events"], json!([]));
+}

@@ -38,7 +38,64 @@ fn right(sharing: Sharing) -> (&'static str, &'static [&'static [usize]]) {
     }
 }
 
-/// Asserts the status and the groups of each mechanism, and the findings.
+/// What the remedy of a finding names for a product: code, product and words. An empty product is a step for all.
+const REMEDIES: [(&str, &str, &str); 29] = [
+    ("ends-resumption", "", "turn off the mechanism that fails"),
+    ("weak-ticket-key", "nginx", "openssl rand 80"),
+    ("weak-ticket-key", "HAProxy", "openssl rand -base64 80"),
+    ("weak-ticket-key", "GnuTLS", "3.6.14"),
+    ("no-shared-ticket-keys", "nginx", "ssl_session_ticket_key"),
+    ("no-shared-ticket-keys", "HAProxy", "tls-ticket-keys"),
+    ("no-shared-ticket-keys", "Apache", "SSLSessionTicketKeyFile"),
+    ("no-shared-ticket-keys", "Envoy", "session_ticket_keys"),
+    ("no-shared-ticket-keys", "Caddy", "distributed"),
+    ("no-shared-ticket-keys", "Traefik", "not possible"),
+    ("no-shared-ticket-keys", "IIS", "New-TlsSessionTicketKey"),
+    ("no-shared-ticket-keys", "all", "sessile key export"),
+    ("no-shared-cache", "Apache", "SSLSessionCache"),
+    ("no-shared-cache", "nginx", "ssl_session_tickets on"),
+    ("no-shared-cache", "sessile", "session.store"),
+    ("refuses-shared-keys", "nginx", "ssl_certificate"),
+    ("one-way-keys", "", "to every server first"),
+    ("lifetime-over-seven-days", "nginx", "ssl_session_timeout"),
+    ("early-data-replayed", "nginx", "ssl_early_data off"),
+    ("early-data-replayed", "HAProxy", "allow-0rtt"),
+    ("client-certificate-required", "", "--cert FILE --key FILE"),
+    ("client-certificate-requested", "", "--cert FILE --key FILE"),
+    ("lost-with-idle-connection", "IIS 6.0", "EnableKernelSSL=1"),
+    ("lost-after-gap", "nginx", "ssl_session_timeout"),
+    ("several-servers-at-address", "", "--address"),
+    ("resumes-for-other-name", "nginx", "1.26.3"),
+    ("no-mechanism", "nginx", "ssl_session_tickets on"),
+    ("not-offered-by-all", "", "same settings"),
+    ("forgets-own-sessions", "", "--address"),
+];
+
+/// The faults of a finding's remedy.
+fn faults_of_remedy(finding: &Value) -> Vec<String> {
+    let remedies = finding["remedies"].as_array().expect("a list");
+    let of_code = REMEDIES.iter().filter(|row| finding["code"] == row.0);
+    let mut faults = Vec::new();
+    for (code, product, words) in of_code.clone() {
+        let is_named = remedies.iter().any(|step| {
+            step["product"] == *product
+                && step["text"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(words))
+        });
+        if !is_named {
+            faults.push(format!(
+                "{code}: no step for {product:?} with {words:?}: {remedies:#?}"
+            ));
+        }
+    }
+    if of_code.count() == 0 && !remedies.is_empty() {
+        faults.push(format!("{}: an unexpected remedy", finding["code"]));
+    }
+    faults
+}
+
+/// Asserts the status and the groups of each mechanism, and the findings with their remedies.
 #[track_caller]
 fn assert_found(farm: &Farm) {
     let expected = &farm.expected;
@@ -74,6 +131,7 @@ fn assert_found(farm: &Farm) {
         }
     }
     let findings = report["findings"].as_array().expect("a list");
+    mistakes.extend(findings.iter().flat_map(faults_of_remedy));
     let mut codes: Vec<&str> = findings
         .iter()
         .map(|finding| finding["code"].as_str().expect("a word"))

@@ -1,5 +1,6 @@
 //! Prints the reports of a probe, and decides the exit status.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -88,6 +89,6 @@ fn exit_status(args: &Args, report: &ProbeReport) -> u8 {
 
 /// Prints an error, and returns its exit status.
 pub(super) fn print_error(error: &anyhow::Error) -> ExitCode {
-    eprintln!("sessile probe: {error:#}");
+    let _ = writeln!(std::io::stderr(), "sessile probe: {error:#}");
     ExitCode::from(EXIT_NO_CONNECTION)
 }

@@ -34,13 +34,15 @@ fn words(facts: &TicketFacts) -> String {
         words.push(format!("{count} in a resumed one"));
     }
     words.push(format!("{} bytes", range(&facts.bytes)));
-    let lifetimes: Vec<String> = facts
-        .lifetime_seconds
-        .iter()
-        .copied()
-        .map(lifetime)
-        .collect();
-    words.push(format!("lifetime {}", lifetimes.join(" or ")));
+    let lifetimes = &facts.lifetime_seconds;
+    if let (Some(&first), Some(&last)) = (lifetimes.first(), lifetimes.last()) {
+        let range = if first == last {
+            lifetime(first)
+        } else {
+            format!("{} to {}", lifetime(first), lifetime(last))
+        };
+        words.push(format!("lifetime {range}"));
+    }
     match facts.usable_twice {
         Some(true) => words.push("usable twice".to_owned()),
         Some(false) => words.push("usable once".to_owned()),

@@ -13,7 +13,7 @@ use super::report::{
     EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings, ProbeReport,
 };
 use super::visit::{RESPONSE_WAIT, TICKET_WAIT, Visitor};
-use crate::client::{EstablishedConnection, RepeatedOffer, ReplayClient, SetupError, Target};
+use crate::client::{EstablishedConnection, RepeatedOffer, SetupError, Target};
 
 /// Tests the servers that give sessions for early data.
 ///
@@ -120,16 +120,14 @@ async fn accepted_offer(
     pace: &Pace,
     server: SocketAddr,
 ) -> Result<Option<RepeatedOffer>, SetupError> {
-    let plan = visitor.plan;
-    let target = plan.connection_target(server, &plan.server_name)?;
-    let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
-    let mut client = client.with_alpn(visitor.alpn_for(server));
+    let target = visitor.target(server)?;
+    let mut client = visitor.replay_client(server)?;
     pace.wait(server).await;
     let Ok(full) = client.connect(&target, TICKET_WAIT).await else {
         return Ok(None);
     };
     pace.wait(server).await;
-    let request = http::early_request(&plan.host);
+    let request = http::early_request(&visitor.plan.host);
     let Some(mut offer) = client.repeated_offer(&full, &target, request.as_bytes()) else {
         return Ok(None);
     };

@@ -9,7 +9,7 @@ use super::early_data::end;
 use super::pace::Pace;
 use super::report::ProbeReport;
 use super::visit::{RESPONSE_WAIT, TICKET_WAIT, Visitor};
-use crate::client::{ReplayClient, SetupError};
+use crate::client::SetupError;
 
 /// Returns to each server twice with one TLS 1.3 session. Servers that refuse their own sessions are left out.
 ///
@@ -44,10 +44,8 @@ async fn is_usable_twice(
     pace: &Pace,
     server: SocketAddr,
 ) -> Result<Option<bool>, SetupError> {
-    let plan = visitor.plan;
-    let target = plan.connection_target(server, &plan.server_name)?;
-    let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
-    let mut client = client.with_alpn(visitor.alpn_for(server));
+    let target = visitor.target(server)?;
+    let mut client = visitor.replay_client(server)?;
     pace.wait(server).await;
     let Ok(full) = client.connect(&target, TICKET_WAIT).await else {
         return Ok(None);

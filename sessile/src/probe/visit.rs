@@ -14,7 +14,8 @@ use super::http::{self, AfterResponse, Exchange};
 use super::pace::Pace;
 use super::plan::{ProbePlan, Request};
 use crate::client::{
-    Client, Error, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target,
+    Client, Error, EstablishedConnection, Failure, Mechanism, ReplayClient, Sessions, SetupError,
+    Target,
 };
 
 /// Time to wait for the HTTP response, and for the server's close. The time that the server needed
@@ -98,9 +99,7 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
         pace: &Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = self
-            .plan
-            .connection_target(address, &self.plan.server_name)?;
+        let target = self.target(address)?;
         loop {
             let failed = match self.connect(offered, &target).await {
                 Ok(seen) => return Ok(Ok(seen)),
@@ -125,9 +124,7 @@ impl<'a> Visitor<'a> {
         &mut self,
         address: SocketAddr,
     ) -> Result<Result<EstablishedConnection, FailedHandshake>, SetupError> {
-        let target = self
-            .plan
-            .connection_target(address, &self.plan.server_name)?;
+        let target = self.target(address)?;
         let mut client = self.client_for(address);
         client.sessions = self.sessions_of(address);
         let offered = client.sessions.empty_like();
@@ -154,9 +151,7 @@ impl<'a> Visitor<'a> {
         &mut self,
         address: SocketAddr,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = self
-            .plan
-            .connection_target(address, &self.plan.server_name)?;
+        let target = self.target(address)?;
         let offered = self.sessions_of(address);
         Ok(self.connect(&offered, &target).await)
     }
@@ -182,9 +177,7 @@ impl<'a> Visitor<'a> {
         origin: SocketAddr,
         address: SocketAddr,
     ) -> Result<Result<bool, Error>, SetupError> {
-        let target = self
-            .plan
-            .connection_target(address, &self.plan.server_name)?;
+        let target = self.target(address)?;
         let request = http::early_request(&self.plan.host);
         let offered = self.sessions_of(origin);
         let mut client = self.client_for(address);
@@ -238,6 +231,18 @@ impl<'a> Visitor<'a> {
             failed.without_session = Some(result.map(drop).map_err(|failed| failed.error));
         }
         failed
+    }
+
+    /// The server under the tested name.
+    pub(super) fn target(&self, server: SocketAddr) -> Result<Target, SetupError> {
+        self.plan.connection_target(server, &self.plan.server_name)
+    }
+
+    /// A client whose sessions can be offered several times.
+    pub(super) fn replay_client(&self, server: SocketAddr) -> Result<ReplayClient, SetupError> {
+        let plan = self.plan;
+        let client = ReplayClient::new(&plan.trust, plan.certificate.as_ref(), plan.timeout)?;
+        Ok(client.with_alpn(self.alpn_for(server)))
     }
 
     /// The client with the offer of ALPN that the server has not refused.

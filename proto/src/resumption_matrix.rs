@@ -154,20 +154,41 @@ impl ResumptionMatrix {
                 }
             }
         }
+        sharing.apart = self.apart(&sharing.groups);
         sharing
+    }
+
+    /// Pairs of one group that never resume each other's sessions.
+    fn apart(&self, groups: &[Vec<usize>]) -> Vec<(usize, usize)> {
+        let mut apart = Vec::new();
+        for group in groups {
+            for (index, &one) in group.iter().enumerate() {
+                let others = group[index + 1..].iter().copied();
+                apart.extend(
+                    others
+                        .filter(|&other| self.never_share(one, other))
+                        .map(|other| (one, other)),
+                );
+            }
+        }
+        apart
+    }
+
+    /// True if both servers never resume the sessions of the other.
+    fn never_share(&self, one: usize, other: usize) -> bool {
+        self.is(one, other, Consistency::Never) && self.is(other, one, Consistency::Never)
     }
 
     /// True if there are two groups of which no server resumes sessions of the other.
     #[must_use]
     pub fn has_separate_groups(&self, groups: &[Vec<usize>]) -> bool {
-        let never = |one: usize, other: usize| {
-            self.is(one, other, Consistency::Never) && self.is(other, one, Consistency::Never)
-        };
         groups.iter().enumerate().any(|(index, group)| {
             groups[index + 1..].iter().any(|other_group| {
-                group
-                    .iter()
-                    .all(|&one| other_group.iter().all(|&other| never(one, other)))
+                group.iter().all(|&one| {
+                    other_group
+                        .iter()
+                        .all(|&other| self.never_share(one, other))
+                })
             })
         })
     }
@@ -214,6 +235,8 @@ pub struct Sharing {
     pub forgetful: Vec<usize>,
     /// Servers that only sometimes resume their own sessions: several servers that share nothing have this address.
     pub divided: Vec<usize>,
+    /// Pairs of one group that never resume each other's sessions. Another server shares with both.
+    pub apart: Vec<(usize, usize)>,
     /// Pairs of which only the second server resumes the sessions of the first. The second has an old key of the
     /// first, or the first lacks a new key of the second.
     pub one_way: Vec<(usize, usize)>,
@@ -229,6 +252,7 @@ impl Sharing {
             && self.groups[0].len() == servers
             && self.forgetful.is_empty()
             && self.divided.is_empty()
+            && self.apart.is_empty()
             && self.one_way.is_empty()
             && self.uneven.is_empty()
     }
@@ -239,6 +263,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_chain_of_keys_has_pairs_that_are_apart() {
+        let sharing = matrix(&["++-", "+++", "-++"]).sharing();
+        assert_eq!(sharing.groups, [[0, 1, 2]]);
+        assert_eq!(sharing.apart, [(0, 2)]);
+        assert!(!sharing.is_whole(3));
+        assert!(matrix(&["+++", "+++", "+++"]).sharing().apart.is_empty());
+    }
 
     /// A matrix from rows of `+` (resumed), `-` (refused), `~` (each once) and space (nothing offered).
     fn matrix(rows: &[&str]) -> ResumptionMatrix {

@@ -263,10 +263,24 @@ impl ProbeReport {
                 };
                 offered += findings.returns().count();
                 offered += findings.attempts.iter().filter(failed).count();
+                offered += self.handshakes_without_session(findings);
                 resumed += findings.resumed();
             }
         }
         (offered, resumed)
+    }
+
+    /// The number of full handshakes with servers that give no session of a kind that other servers give.
+    fn handshakes_without_session(&self, findings: &MechanismFindings) -> usize {
+        let gives = |address: &&SocketAddr| findings.gives(**address);
+        if !self.addresses.iter().any(|address| gives(&address)) {
+            return 0;
+        }
+        let without = findings.attempts.iter().filter(|attempt| {
+            let is_finished = attempt.seen().is_some() || attempt.is_declined();
+            attempt.origin.is_none() && is_finished && !gives(&&attempt.address)
+        });
+        without.count()
     }
 
     /// True if at least this percentage of [`ProbeReport::returns`] resumed.

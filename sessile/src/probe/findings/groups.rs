@@ -45,6 +45,24 @@ impl Found<'_> {
         self.add(code, Some(tested.how), servers, text);
     }
 
+    /// Servers that do not resume each other's sessions, while another server shares with both.
+    pub(super) fn apart(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
+        for &(one, other) in &sharing.apart {
+            let servers = self.addresses(&[one, other]);
+            let (code, what) = if is_by_cache(tested) {
+                (Code::NoSharedCache, "cache")
+            } else {
+                (Code::NoSharedTicketKeys, "keys")
+            };
+            let text = format!(
+                "{} do not resume each other's sessions. Another server shares with both of them, so they do not \
+                 have the same {what} as this server.",
+                self.names(&servers)
+            );
+            self.add(code, Some(tested.how), servers, text);
+        }
+    }
+
     /// The key names of each group's tickets.
     fn key_names(
         &self,

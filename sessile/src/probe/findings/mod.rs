@@ -247,6 +247,7 @@ impl Found<'_> {
         if matrix.has_separate_groups(&sharing.groups) {
             self.separate_groups(tested, &sharing);
         }
+        self.apart(tested, &sharing);
         for &(from, to) in &sharing.uneven {
             // An address that is uneven with its own sessions is another finding.
             if sharing.divided.contains(&from) || sharing.divided.contains(&to) {

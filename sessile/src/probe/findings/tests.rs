@@ -88,6 +88,16 @@ fn the_groups_of_two_keys_are_the_same_in_every_order() {
 }
 
 #[test]
+fn servers_that_share_only_through_a_third_one_are_named() {
+    let found = of(&tickets(&["++-", "+++", "-++"]));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].code, Code::NoSharedTicketKeys);
+    let text =
+        "192.0.2.1:443 and 192.0.2.3:443 do not resume each other's sessions. Another server";
+    assert!(found[0].text.starts_with(text), "{}", found[0].text);
+}
+
+#[test]
 fn a_key_that_was_rotated_on_one_server_is_one_finding_for_each_pair() {
     let found = of(&tickets(&["+++", "+++", "--+"]));
     let codes: Vec<Code> = found.iter().map(|finding| finding.code).collect();

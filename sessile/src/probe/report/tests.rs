@@ -96,3 +96,24 @@ fn causes_are_verdicts_that_servers_stated_for_refusals() {
     };
     assert_eq!(findings.causes(), [expired]);
 }
+
+#[test]
+fn servers_without_sessions_count_for_the_share_if_others_give_sessions() {
+    let without = |last| {
+        let mut full = seen(How::Psk, Kind::NotOffered);
+        full.given = false;
+        attempt(last, Ok(full))
+    };
+    let mut report = report();
+    report.mechanisms = vec![findings(vec![
+        psk(Kind::NotOffered),
+        psk(RESUMED),
+        psk(RESUMED),
+        without(2),
+        without(2),
+    ])];
+    assert_eq!(report.returns(), (4, 2));
+    assert!(report.reaches(50.0) && !report.reaches(51.0));
+    report.mechanisms = vec![findings(vec![without(1), without(2)])];
+    assert_eq!(report.returns(), (0, 0));
+}

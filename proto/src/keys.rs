@@ -15,6 +15,7 @@ pub use exported::{ExportedKey, ExportedKeys};
 pub use generation::{CannotRotate, Generation, GenerationStatus};
 pub use schedule::{Purpose, RouteKeys, Schedule};
 pub use weak_secret::WeakSecret;
+pub(crate) use weak_secret::published;
 
 use std::time::Duration;
 

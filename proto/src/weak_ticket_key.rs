@@ -1,4 +1,5 @@
-//! Tries weak keys against a ticket. Who knows the key of a ticket can read it, and so the connections of its session.
+//! Tries weak keys against a ticket. A thief with the key of a ticket can read the ticket, and the connections of its
+//! session.
 //!
 //! Most servers authenticate a ticket by a MAC at its end, as RFC 5077, 4, recommends. If a MAC with a weak key fits, the
 //! server has this key.
@@ -6,6 +7,8 @@
 use std::ops::Range;
 
 use aws_lc_rs::{digest, hmac};
+
+use crate::keys::published;
 
 /// A weak key that a server uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub enum WeakTicketKey {
     Repeated(u8),
     /// Each byte is the one before it plus 1, as in 00 01 02.
     Sequence,
+    /// The key is published in this document.
+    Published(&'static str),
 }
 
 /// Longest ticket that is tried. Longer ones are rare, and the tries would take long.
@@ -72,7 +77,15 @@ pub fn recognise(ticket: &[u8]) -> Option<WeakTicketKey> {
             .any(|mac_key| sha256.fits(&file[mac_key]))
             || sha256.fits(&go_mac_key(*file.first_chunk().expect("longer")))
     });
-    is_sequence.then_some(WeakTicketKey::Sequence)
+    if is_sequence {
+        return Some(WeakTicketKey::Sequence);
+    }
+    let mut published = published();
+    let found = published.find(|(secret, _)| {
+        let parts = [&secret[..], &secret[..16], &secret[16..]];
+        parts.into_iter().any(|mac_key| sha256.fits(mac_key)) || sha256.fits(&go_mac_key(*secret))
+    });
+    found.map(|(_, place)| WeakTicketKey::Published(place))
 }
 
 /// A ticket that ends with a MAC.
@@ -213,6 +226,15 @@ mod tests {
     fn the_sequences_of_servers_are_recognised() {
         for ticket in CAPTURED_SEQUENCES {
             assert_eq!(recognise(ticket), Some(WeakTicketKey::Sequence));
+        }
+    }
+
+    #[test]
+    fn published_keys_are_recognised() {
+        let (secret, place) = published().last().unwrap();
+        for key in [&secret[..], &secret[16..], &go_mac_key(secret)] {
+            let ticket = sealed(hmac::HMAC_SHA256, key);
+            assert_eq!(recognise(&ticket), Some(WeakTicketKey::Published(place)));
         }
     }
 

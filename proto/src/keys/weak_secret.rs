@@ -107,34 +107,36 @@ pub(super) fn check(bytes: &[u8; 32]) -> Result<(), WeakSecret> {
     if bytes.iter().all(|&byte| (b' '..=b'~').contains(&byte)) {
         return Err(WeakSecret::Text);
     }
-    for (hex, place) in PUBLISHED {
-        if is_hex_of(hex, bytes) {
-            return Err(WeakSecret::Published(place));
-        }
+    match published().find(|(secret, _)| secret == bytes) {
+        Some((_, place)) => Err(WeakSecret::Published(place)),
+        None => Ok(()),
     }
-    for word in WORDS {
-        if digest::digest(&digest::SHA256, word.as_bytes()).as_ref() == bytes {
-            return Err(WeakSecret::Published("the SHA-256 of a common word"));
-        }
-    }
-    Ok(())
 }
 
-fn is_hex_of(hex: &str, bytes: &[u8; 32]) -> bool {
-    let digit = |at: usize| char::from(hex.as_bytes()[at]).to_digit(16);
-    bytes.iter().enumerate().all(|(at, byte)| {
-        (digit(2 * at), digit(2 * at + 1))
-            == (Some(u32::from(byte >> 4)), Some(u32::from(byte & 0xf)))
-    })
+/// The known published secrets, each with its place.
+pub(crate) fn published() -> impl Iterator<Item = ([u8; 32], &'static str)> {
+    let examples = PUBLISHED.into_iter();
+    let examples = examples.map(|(hex, place)| (from_hex(hex), place));
+    let of_words = WORDS.into_iter().map(|word| {
+        let hash = digest::digest(&digest::SHA256, word.as_bytes());
+        let hash = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
+        (hash, "the SHA-256 of a common word")
+    });
+    examples.chain(of_words)
+}
+
+/// The bytes of 64 hexadecimal digits.
+fn from_hex(hex: &str) -> [u8; 32] {
+    let digit = |at: usize| {
+        let digit = char::from(hex.as_bytes()[at]).to_digit(16);
+        u8::try_from(digit.expect("a digit")).expect("below 16")
+    };
+    std::array::from_fn(|at| 16 * digit(2 * at) + digit(2 * at + 1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn bytes(hex: &str) -> [u8; 32] {
-        std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
-    }
 
     #[test]
     fn what_a_program_left_at_its_start_is_refused_by_name() {
@@ -142,7 +144,7 @@ mod tests {
         assert_eq!(check(&[7; 32]), Err(WeakSecret::Repeated(1)));
         let twice: [u8; 32] = std::array::from_fn(|at| [3, 200, 9, 14][at % 4]);
         assert_eq!(check(&twice), Err(WeakSecret::Repeated(4)));
-        let mut half = bytes(PUBLISHED[0].0);
+        let mut half = from_hex(PUBLISHED[0].0);
         half[16..].fill(0);
         assert_eq!(check(&half), Err(WeakSecret::Run(16)));
     }
@@ -175,10 +177,10 @@ mod tests {
     #[test]
     fn published_bytes_are_refused_with_the_place() {
         for (hex, place) in PUBLISHED {
-            assert_eq!(check(&bytes(hex)), Err(WeakSecret::Published(place)));
+            assert_eq!(check(&from_hex(hex)), Err(WeakSecret::Published(place)));
         }
         let of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        let refused = check(&bytes(of_nothing)).unwrap_err().to_string();
+        let refused = check(&from_hex(of_nothing)).unwrap_err().to_string();
         assert_eq!(refused, "it is published: the SHA-256 of a common word");
     }
 

@@ -1,4 +1,4 @@
-//! What the tickets of a server show: how many there are, their lengths, lifetimes and key names.
+//! Reads facts from the tickets of a server: their number, lengths, lifetimes and key names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -38,7 +38,7 @@ fn right(sharing: Sharing) -> (&'static str, &'static [&'static [usize]]) {
     }
 }
 
-/// What the remedy of a finding names for a product: code, product and words. An empty product is a step for all.
+/// The words that a remedy must have: code of the finding, product and words. A step for all has no product.
 const REMEDIES: [(&str, &str, &str); 29] = [
     ("ends-resumption", "", "turn off the mechanism that fails"),
     ("weak-ticket-key", "nginx", "openssl rand 80"),

@@ -66,7 +66,7 @@ struct Observation {
     code: Code,
     how: Option<How>,
     server: SocketAddr,
-    /// What the server did, in the past tense: the rest of a sentence that begins with its name.
+    /// What the server did. This is the rest of a sentence that begins with the name of the server.
     deed: String,
 }
 

@@ -89,6 +89,7 @@ impl Found<'_> {
             WeakTicketKey::Zero => "is all zero".to_owned(),
             WeakTicketKey::Repeated(byte) => format!("is the byte {byte:02x}, repeated"),
             WeakTicketKey::Sequence => "is a sequence of bytes, as in 00 01 02".to_owned(),
+            WeakTicketKey::Published(place) => format!("is published: {place}"),
         };
         let deed = format!(
             "sealed tickets with a key that {what}. Everybody can open such a ticket, take over its session, and \

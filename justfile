@@ -1,6 +1,6 @@
 # `just check` is what has to pass before a change lands; `.ci/run` runs the same.
 
-fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget response_head chunked_body ticket_reader weak_ticket_key"
+fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget response_head chunked_body ticket_reader weak_ticket_key clear_replies"
 
 # All checks.
 check: fmt clippy test zoo ktls docs deny examples smoke package fuzz-smoke

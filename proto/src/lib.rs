@@ -9,6 +9,7 @@ pub mod age_limit;
 pub mod age_search;
 pub mod alert;
 pub mod chunked_body;
+pub mod clear_replies;
 pub mod control_record;
 pub mod exchange;
 pub mod fair_pool;

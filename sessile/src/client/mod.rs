@@ -3,7 +3,6 @@
 
 mod age_clock;
 mod certificate;
-mod clear_replies;
 mod connection;
 mod error;
 mod postgres;

@@ -4,10 +4,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use sessile_proto::clear_replies::{self, Reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::clear_replies::{self, Reply};
 use super::postgres::request_tls;
 
 /// A protocol that begins in clear and changes to TLS on request.

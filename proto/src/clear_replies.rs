@@ -2,8 +2,10 @@
 
 /// What the bytes of a reply say so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub enum Reply {
+    /// More bytes are needed.
     Incomplete,
+    /// The server consents.
     Positive,
     /// The first printable characters of the reply.
     Negative(String),
@@ -13,7 +15,8 @@ pub(super) enum Reply {
 const MAX_SHOWN: usize = 120;
 
 /// A reply of SMTP (RFC 5321, 4.2.1) or FTP (RFC 959, 4.2), which can have several lines.
-pub(super) fn numeric(reply: &[u8], code: &str) -> Reply {
+#[must_use]
+pub fn numeric(reply: &[u8], code: &str) -> Reply {
     let Some(last) = last_line(reply) else {
         return Reply::Incomplete;
     };
@@ -27,7 +30,8 @@ pub(super) fn numeric(reply: &[u8], code: &str) -> Reply {
 }
 
 /// The greeting of an FTP server. A `120` reply announces a delay, and the greeting follows it (RFC 959, 5.4).
-pub(super) fn ftp_greeting(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn ftp_greeting(reply: &[u8]) -> Reply {
     let line_ends = (1..=reply.len()).filter(|end| reply[end - 1] == b'\n');
     let delay_end = line_ends
         .filter(|_| reply.starts_with(b"120"))
@@ -36,7 +40,8 @@ pub(super) fn ftp_greeting(reply: &[u8]) -> Reply {
 }
 
 /// The first line of an IMAP server. `PREAUTH` is refused, because it forbids STARTTLS (RFC 9051, 7.1.4).
-pub(super) fn imap_greeting(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn imap_greeting(reply: &[u8]) -> Reply {
     match last_line(reply) {
         Some(line) => positive_if(has_prefix(line, "* OK"), line),
         None => Reply::Incomplete,
@@ -44,7 +49,8 @@ pub(super) fn imap_greeting(reply: &[u8]) -> Reply {
 }
 
 /// The reply to the command with the tag `a`, after any number of untagged lines.
-pub(super) fn imap_tagged(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn imap_tagged(reply: &[u8]) -> Reply {
     match last_line(reply) {
         Some(line) if !line.starts_with(b"* ") => positive_if(has_prefix(line, "a OK"), line),
         _ => Reply::Incomplete,
@@ -52,7 +58,8 @@ pub(super) fn imap_tagged(reply: &[u8]) -> Reply {
 }
 
 /// One line of a POP3 server (RFC 1939, 3).
-pub(super) fn pop3(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn pop3(reply: &[u8]) -> Reply {
     match last_line(reply) {
         Some(line) => positive_if(line.starts_with(b"+OK"), line),
         None => Reply::Incomplete,
@@ -60,7 +67,8 @@ pub(super) fn pop3(reply: &[u8]) -> Reply {
 }
 
 /// The head of a proxy's response to CONNECT. Each 2xx status opens the tunnel (RFC 9110, 9.3.6).
-pub(super) fn connect(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn connect(reply: &[u8]) -> Reply {
     if !reply.ends_with(b"\n\r\n") && !reply.ends_with(b"\n\n") {
         return Reply::Incomplete;
     }
@@ -73,7 +81,8 @@ pub(super) fn connect(reply: &[u8]) -> Reply {
 }
 
 /// An LDAP message with `ExtendedResponse` (RFC 4511, 4.12).
-pub(super) fn ldap(reply: &[u8]) -> Reply {
+#[must_use]
+pub fn ldap(reply: &[u8]) -> Reply {
     match reply.first() {
         None => return Reply::Incomplete,
         Some(0x30) => {}

@@ -235,7 +235,7 @@ pub struct Sharing {
     pub forgetful: Vec<usize>,
     /// Servers that only sometimes resume their own sessions: several servers that share nothing have this address.
     pub divided: Vec<usize>,
-    /// Pairs of one group that never resume each other's sessions. Another server shares with both.
+    /// Pairs of one group that never resume each other's sessions. Other servers connect them.
     pub apart: Vec<(usize, usize)>,
     /// Pairs of which only the second server resumes the sessions of the first. The second has an old key of the
     /// first, or the first lacks a new key of the second.

@@ -45,19 +45,27 @@ impl Found<'_> {
         self.add(code, Some(tested.how), servers, text);
     }
 
-    /// Servers that do not resume each other's sessions, while another server shares with both.
+    /// Groups in which not every server shares with every other server.
     pub(super) fn apart(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
-        for &(one, other) in &sharing.apart {
-            let servers = self.addresses(&[one, other]);
+        for group in &sharing.groups {
+            let mut pairs = sharing.apart.iter().filter(|(one, _)| group.contains(one));
+            let Some(&(one, other)) = pairs.next() else {
+                continue;
+            };
             let (code, what) = if is_by_cache(tested) {
-                (Code::NoSharedCache, "cache")
+                (Code::NoSharedCache, "No session cache is shared by all of")
             } else {
-                (Code::NoSharedTicketKeys, "keys")
+                (Code::NoSharedTicketKeys, "No ticket key is on all of")
+            };
+            let servers = self.addresses(group);
+            let more = match pairs.count() {
+                0 => String::new(),
+                more => format!(", and so do {more} more pairs"),
             };
             let text = format!(
-                "{} do not resume each other's sessions. Another server shares with both of them, so they do not \
-                 have the same {what} as this server.",
-                self.names(&servers)
+                "{what} the servers {}. For example, {} refuse each other's sessions{more}.",
+                self.names(&servers),
+                self.names(&self.addresses(&[one, other])),
             );
             self.add(code, Some(tested.how), servers, text);
         }

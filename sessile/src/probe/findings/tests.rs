@@ -88,13 +88,24 @@ fn the_groups_of_two_keys_are_the_same_in_every_order() {
 }
 
 #[test]
-fn servers_that_share_only_through_a_third_one_are_named() {
-    let found = of(&tickets(&["++-", "+++", "-++"]));
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!(found[0].code, Code::NoSharedTicketKeys);
-    let text =
-        "192.0.2.1:443 and 192.0.2.3:443 do not resume each other's sessions. Another server";
-    assert!(found[0].text.starts_with(text), "{}", found[0].text);
+fn a_chain_of_servers_that_share_only_with_their_neighbours_is_one_finding() {
+    for (rows, end) in [
+        (
+            &["++-", "+++", "-++"][..],
+            "192.0.2.1:443 and 192.0.2.3:443 refuse each other's sessions.",
+        ),
+        (
+            &["++--", "+++-", "-+++", "--++"],
+            "192.0.2.1:443 and 192.0.2.3:443 refuse each other's sessions, and so do 2 more pairs.",
+        ),
+    ] {
+        let found = of(&tickets(rows));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].code, Code::NoSharedTicketKeys);
+        let text = &found[0].text;
+        assert!(text.starts_with("No ticket key is on all of the servers 192.0.2.1:443, "));
+        assert!(text.ends_with(end), "{text}");
+    }
 }
 
 #[test]

@@ -218,7 +218,7 @@ impl RepeatedOffer {
         Ok(is_same.then_some(connection))
     }
 
-    /// True if servers may refuse the offer because it has become too old.
+    /// True if the offer is so old that servers may refuse it.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         Instant::now() >= self.correct_until

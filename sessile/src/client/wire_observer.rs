@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Instant;
 
 use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
+use sessile_proto::key_names;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Outcome, Watch};
 
@@ -20,7 +21,7 @@ impl Offer {
     /// The first bytes in hexadecimal. Most servers put the name of the ticket key there.
     #[must_use]
     pub fn prefix(&self) -> String {
-        hex(&self.bytes[..self.bytes.len().min(KEY_NAME_LEN)])
+        hex(&self.bytes[..self.bytes.len().min(key_names::LEN)])
     }
 
     /// The last bytes in hexadecimal, which distinguish tickets of one key.
@@ -65,9 +66,6 @@ impl fmt::Display for Offer {
         write!(f, "{start}…{end}")
     }
 }
-
-/// Bytes of the name of a ticket key (RFC 5077, 4).
-const KEY_NAME_LEN: usize = 16;
 
 /// The number of bytes of a suffix.
 const SUFFIX_LEN: usize = 4;

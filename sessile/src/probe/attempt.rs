@@ -59,6 +59,13 @@ pub struct FinishedHandshake {
     pub verdict: Option<String>,
 }
 
+impl FinishedHandshake {
+    /// True if the server resumed the offered session.
+    pub(super) const fn is_resumed(&self) -> bool {
+        matches!(self.kind, Kind::Resumed(_))
+    }
+}
+
 impl Attempt {
     /// The facts about the handshake, if it was finished.
     #[must_use]
@@ -91,7 +98,7 @@ impl Attempt {
     /// The server's answer to the session. `None` if there was no session, or if the server was not reached.
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.result {
-            Ok(seen) if matches!(seen.kind, Kind::Resumed(_)) => Some(Answer::Resumed),
+            Ok(seen) if seen.is_resumed() => Some(Answer::Resumed),
             Ok(_) => Some(Answer::Refused),
             Err(failed) if failed.error.is_ended_by_server() => Some(Answer::Ended),
             Err(_) => None,

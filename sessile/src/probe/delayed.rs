@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::Word;
-use sessile_proto::resumption_matrix::Consistency;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::SessionOutcome;
 use tokio::task::JoinSet;
@@ -91,9 +90,8 @@ fn tasks(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
 pub(super) fn series(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
     let mut series = Vec::new();
     for tested in &report.mechanisms {
-        let matrix = tested.matrix(&report.addresses);
-        for (index, &address) in report.addresses.iter().enumerate() {
-            if matrix.answers(index, index).consistency() != Consistency::Always {
+        for &address in &report.addresses {
+            if !tested.keeps_own_sessions(address) {
                 continue;
             }
             series.extend(plan.first_connections.iter().map(|&first_connection| Task {

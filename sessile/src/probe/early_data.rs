@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt as _;
 
 use super::http;
-use super::pace::Pace;
 use super::report::{
     EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay, MechanismFindings, ProbeReport,
 };
@@ -22,7 +21,6 @@ use crate::client::{EstablishedConnection, RepeatedOffer, SetupError, Target};
 /// The server name cannot be used, or there is no CA certificate.
 pub(super) async fn run(
     visitor: &mut Visitor<'_>,
-    pace: &Pace,
     report: &mut ProbeReport,
 ) -> Result<(), SetupError> {
     let Some(tested) = report.mechanisms.last() else {
@@ -37,7 +35,7 @@ pub(super) async fn run(
     let found = &mut report.early_data;
     for &origin in &giving {
         for &address in &servers {
-            let offered = offer(visitor, pace, origin, address).await?;
+            let offered = offer(visitor, origin, address).await?;
             found.offers.extend(offered);
         }
     }
@@ -47,7 +45,7 @@ pub(super) async fn run(
             let other = others
                 .filter(|server| *server != origin)
                 .find(|server| found.is_accepted(origin, *server));
-            let replays = replay(visitor, pace, origin, other).await?;
+            let replays = replay(visitor, origin, other).await?;
             found.replays.extend(replays);
         }
     }
@@ -56,23 +54,22 @@ pub(super) async fn run(
 
 /// True if the server gave a session for early data.
 fn gives(tested: &MechanismFindings, server: SocketAddr) -> bool {
-    let tickets = tested.finished_at(server).flat_map(|seen| &seen.tickets);
-    let mut limits = tickets.filter_map(|ticket| ticket.max_early_data);
+    let tickets = tested.tickets_of(server);
+    let mut limits = tickets.filter_map(|(_, ticket)| ticket.max_early_data);
     limits.any(|most| most > 0)
 }
 
 /// Offers a session of `origin` with early data. `None` if the server gave no session for early data.
 async fn offer(
     visitor: &mut Visitor<'_>,
-    pace: &Pace,
     origin: SocketAddr,
     address: SocketAddr,
 ) -> Result<Option<EarlyDataOffer>, SetupError> {
-    pace.wait(origin).await;
-    if !visitor.renew_session(origin, pace).await? {
+    visitor.plan.pace.wait(origin).await;
+    if !visitor.renew_session(origin).await? {
         return Ok(None);
     }
-    pace.wait(address).await;
+    visitor.plan.pace.wait(address).await;
     let (outcome, error) = match visitor.offer_early_data(origin, address).await? {
         Ok(true) => (EarlyDataOutcome::Accepted, None),
         Ok(false) => (EarlyDataOutcome::Refused, None),
@@ -89,7 +86,6 @@ async fn offer(
 /// Sends accepted early data again, to the server that accepted it and to the `other` server.
 async fn replay(
     visitor: &Visitor<'_>,
-    pace: &Pace,
     origin: SocketAddr,
     other: Option<SocketAddr>,
 ) -> Result<Vec<EarlyDataReplay>, SetupError> {
@@ -102,11 +98,10 @@ async fn replay(
         error: None,
     };
     let mut replays: Vec<EarlyDataReplay> = addresses.map(unknown).collect();
-    if let Some(accepted) = accepted_offer(visitor, pace, origin).await? {
-        let plan = visitor.plan;
+    if let Some(accepted) = accepted_offer(visitor, origin).await? {
         for replay in &mut replays {
-            pace.wait(replay.address).await;
-            let target = plan.connection_target(replay.address, &plan.server_name)?;
+            visitor.plan.pace.wait(replay.address).await;
+            let target = visitor.target(replay.address)?;
             send_again(&accepted, &target, replay).await;
         }
     }
@@ -117,16 +112,15 @@ async fn replay(
 /// data, or if its bytes cannot be sent again.
 async fn accepted_offer(
     visitor: &Visitor<'_>,
-    pace: &Pace,
     server: SocketAddr,
 ) -> Result<Option<RepeatedOffer>, SetupError> {
     let target = visitor.target(server)?;
     let mut client = visitor.replay_client(server)?;
-    pace.wait(server).await;
+    visitor.plan.pace.wait(server).await;
     let Ok(full) = client.connect(&target, TICKET_WAIT).await else {
         return Ok(None);
     };
-    pace.wait(server).await;
+    visitor.plan.pace.wait(server).await;
     let request = http::early_request(&visitor.plan.host);
     let Some(mut offer) = client.repeated_offer(&full, &target, request.as_bytes()) else {
         return Ok(None);

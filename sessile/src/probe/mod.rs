@@ -86,7 +86,6 @@ pub async fn run(
     report: &mut ProbeReport,
     progress: &mut dyn FnMut(ProbeProgress),
 ) -> Result<(), SetupError> {
-    let pace = plan.pace.clone();
     for &how in &plan.mechanisms {
         report.mechanisms.push(MechanismFindings {
             how,
@@ -96,15 +95,14 @@ pub async fn run(
         let mut test = MechanismTest {
             plan,
             visitor,
-            pace: &pace,
             report: &mut *report,
             progress: &mut *progress,
         };
         test.run().await?;
         test.offer_to_other_names().await?;
         if how == How::Psk {
-            used_twice::run(&test.visitor, test.pace, test.report).await?;
-            early_data::run(&mut test.visitor, test.pace, test.report).await?;
+            used_twice::run(&test.visitor, test.report).await?;
+            early_data::run(&mut test.visitor, test.report).await?;
         }
         if report.no_address_answers() {
             break;
@@ -121,7 +119,6 @@ pub async fn run(
 struct MechanismTest<'a> {
     plan: &'a ProbePlan,
     visitor: Visitor<'a>,
-    pace: &'a Pace,
     report: &'a mut ProbeReport,
     progress: &'a mut dyn FnMut(ProbeProgress),
 }
@@ -158,7 +155,7 @@ impl MechanismTest<'_> {
                 if self.findings().is_silent(address) || !self.findings().gives(address) {
                     continue;
                 }
-                let offered = other_name::offer(&mut self.visitor, name, address, self.pace);
+                let offered = other_name::offer(&mut self.visitor, name, address);
                 self.report.other_names.extend(offered.await?);
             }
         }
@@ -194,7 +191,7 @@ impl MechanismTest<'_> {
         if !self.report.addresses.contains(&address) {
             return Ok(());
         }
-        self.pace.wait(address).await;
+        self.plan.pace.wait(address).await;
         let connection = self.report.attempts().count() + 1;
         (self.progress)(ProbeProgress::Handshake {
             mechanism: self.visitor.how,
@@ -202,7 +199,7 @@ impl MechanismTest<'_> {
             connections: self.plan.connections().max(connection),
             address,
         });
-        let result = self.visitor.visit(origin, address, self.pace).await?;
+        let result = self.visitor.visit(origin, address).await?;
         if let Err(failed) = &result
             && self.report.may_leave_out(self.plan, address, &failed.error)
         {

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use super::pace::Pace;
 use super::report::OtherNameOffer;
 use super::visit::Visitor;
 use crate::client::SetupError;
@@ -17,19 +16,18 @@ pub(super) async fn offer(
     visitor: &mut Visitor<'_>,
     name: &str,
     address: SocketAddr,
-    pace: &Pace,
 ) -> Result<Option<OtherNameOffer>, SetupError> {
     // A new session, so that no offer of the test before it can have used it up.
-    pace.wait(address).await;
-    let Ok(own) = visitor.visit(None, address, pace).await? else {
+    visitor.plan.pace.wait(address).await;
+    let Ok(own) = visitor.visit(None, address).await? else {
         return Ok(None);
     };
     if !visitor.has_session_of(address) {
         return Ok(None);
     }
-    pace.wait(address).await;
+    visitor.plan.pace.wait(address).await;
     let full = visitor.visit_name(name, None, address).await?;
-    pace.wait(address).await;
+    visitor.plan.pace.wait(address).await;
     let offer = visitor.visit_name(name, Some(address), address).await?;
     Ok(Some(OtherNameOffer {
         name: name.to_owned(),

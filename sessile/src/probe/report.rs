@@ -1,12 +1,11 @@
 //! The results of a probe and the conclusions from them.
 
+mod ages;
 mod early_data;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use sessile_proto::age_search::FoundAge;
 use sessile_proto::resumption_matrix::{Consistency, ResumptionMatrix};
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
@@ -15,8 +14,8 @@ use strum::{IntoStaticStr, VariantArray};
 use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
 use super::events::Watched;
-use super::plan::{FirstConnection, ProbePlan};
-use crate::client::Error;
+use super::plan::ProbePlan;
+use crate::client::{Error, GivenTicket};
 pub use early_data::{EarlyDataFindings, EarlyDataOffer, EarlyDataOutcome, EarlyDataReplay};
 
 /// The results of one run.
@@ -199,39 +198,6 @@ impl ProbeReport {
                 .all(|findings| findings.is_success() || self.gives_unusable_session_ids(findings))
     }
 
-    /// The shortest lifetime of the server's tickets. `None` if the server promises none.
-    pub(super) fn promised_lifetime(&self, how: How, server: SocketAddr) -> Option<Duration> {
-        let tested = self.mechanisms.iter().find(|tested| tested.how == how)?;
-        let tickets = tested.finished_at(server).flat_map(|seen| &seen.tickets);
-        let promised = tickets.filter(|ticket| ticket.lifetime > 0);
-        let lifetimes = promised.map(|ticket| Duration::from_secs(ticket.lifetime.into()));
-        lifetimes.min()
-    }
-
-    /// True if sessions with an idle first connection are gone at an age at which others are not.
-    pub(super) fn is_lost_when_idle(&self, age: &SessionAge) -> bool {
-        let is_older = |other: &&SessionAge| {
-            (other.how, other.address) == (age.how, age.address)
-                && other.first_connection == FirstConnection::CloseNotify
-                && other.kept() >= age.refused()
-        };
-        age.first_connection == FirstConnection::Idle
-            && age.refused().is_some()
-            && self.session_ages.iter().any(|other| is_older(&other))
-    }
-
-    /// True if sessions are gone before the end of their lifetime, or without a rule.
-    fn is_lost_early(&self, age: &SessionAge) -> bool {
-        let promised = || self.promised_lifetime(age.how, age.address);
-        let is_before_lifetime = || {
-            age.refused()
-                .is_some_and(|refused| promised().is_some_and(|promised| refused < promised))
-        };
-        matches!(age.found, Some(FoundAge::Contradictory { .. }))
-            || self.is_lost_when_idle(age)
-            || is_before_lifetime()
-    }
-
     /// True if the servers give session IDs, and never accept them, but TLS 1.2 clients resume with tickets.
     ///
     /// Node.js and nginx without a cache give such session IDs. No client is worse off than without them.
@@ -243,10 +209,9 @@ impl ProbeReport {
                 .iter()
                 .all(|attempt| attempt.result.is_ok())
             && self.mechanisms.iter().any(|other| {
-                let matrix = other.matrix(&self.addresses);
-                let keeps_own =
-                    |server| matrix.answers(server, server).consistency() == Consistency::Always;
-                other.how == How::Ticket && (0..self.addresses.len()).all(keeps_own)
+                let mut addresses = self.addresses.iter();
+                other.how == How::Ticket
+                    && addresses.all(|server| other.keeps_own_sessions(*server))
             })
     }
 
@@ -375,8 +340,7 @@ impl MechanismFindings {
             };
         }
         // The server gave a session if it resumed one.
-        let has_session =
-            |seen: &FinishedHandshake| seen.given || matches!(seen.kind, Kind::Resumed(_));
+        let has_session = |seen: &FinishedHandshake| seen.given || seen.is_resumed();
         if self.attempts.len() > 1 && !self.finished().any(has_session) {
             return Status::NotOffered;
         }
@@ -429,6 +393,15 @@ impl MechanismFindings {
         at.filter_map(Attempt::seen)
     }
 
+    /// The tickets that a server gave, each with its handshake.
+    pub(super) fn tickets_of(
+        &self,
+        server: SocketAddr,
+    ) -> impl Iterator<Item = (&FinishedHandshake, &GivenTicket)> {
+        self.finished_at(server)
+            .flat_map(|seen| seen.tickets.iter().map(move |ticket| (seen, ticket)))
+    }
+
     /// The attempts that offered a session.
     pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts
@@ -450,6 +423,11 @@ impl MechanismFindings {
             }
         }
         matrix
+    }
+
+    /// True if the server resumed all its own sessions that it got.
+    pub(super) fn keeps_own_sessions(&self, server: SocketAddr) -> bool {
+        self.matrix(&[server]).answers(0, 0).consistency() == Consistency::Always
     }
 
     /// The number of full handshakes with the server that offered no session.

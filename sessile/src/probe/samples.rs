@@ -164,7 +164,7 @@ pub(super) fn faulty() -> ProbeReport {
     report
 }
 
-/// What a probe saw in two hours: the server lost its sessions with its ticket key, after it was down.
+/// The events of two hours: the server was down, and then it had lost its sessions and its ticket key.
 pub(super) fn watched() -> Watched {
     let event = |secs, how, event| ProbeEvent {
         at: SystemTime::UNIX_EPOCH + Duration::from_secs(secs),

@@ -1,7 +1,6 @@
 //! What the bytes of a ticket show.
 
-/// Bytes of a key name.
-pub(super) const KEY_NAME_LEN: usize = 16;
+pub(super) use sessile_proto::key_names::LEN as KEY_NAME_LEN;
 
 /// Most bytes of an identity that only names a session in a cache.
 const MAX_CACHE_IDENTITY: usize = 64;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
-use super::attempt::{Attempt, FinishedHandshake};
+use super::attempt::Attempt;
 use super::report::{MechanismFindings, ProbeReport};
 use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session};
 use crate::client::GivenTicket;
@@ -73,7 +73,7 @@ impl TicketFacts {
         }
         let mut facts = Self::default();
         for seen in tested.finished_at(server) {
-            let counts = if matches!(seen.kind, Kind::Resumed(_)) {
+            let counts = if seen.is_resumed() {
                 &mut facts.in_resumed_handshake
             } else {
                 &mut facts.in_full_handshake
@@ -129,14 +129,4 @@ fn usable_twice(
     }
     let most = resumed.values().max()?;
     (*most > 1).then_some(true)
-}
-
-/// The tickets that the server gave in all handshakes of the mechanism.
-pub(super) fn given(
-    tested: &MechanismFindings,
-    server: SocketAddr,
-) -> impl Iterator<Item = (&FinishedHandshake, &GivenTicket)> {
-    tested
-        .finished_at(server)
-        .flat_map(|seen| seen.tickets.iter().map(move |ticket| (seen, ticket)))
 }

@@ -3,10 +3,7 @@
 
 use std::net::SocketAddr;
 
-use sessile_proto::resumption_matrix::Consistency;
-
 use super::early_data::end;
-use super::pace::Pace;
 use super::report::ProbeReport;
 use super::visit::{RESPONSE_WAIT, TICKET_WAIT, Visitor};
 use crate::client::SetupError;
@@ -16,22 +13,16 @@ use crate::client::SetupError;
 /// # Errors
 ///
 /// The server name cannot be used, or there is no CA certificate.
-pub(super) async fn run(
-    visitor: &Visitor<'_>,
-    pace: &Pace,
-    report: &mut ProbeReport,
-) -> Result<(), SetupError> {
+pub(super) async fn run(visitor: &Visitor<'_>, report: &mut ProbeReport) -> Result<(), SetupError> {
     let Some(tested) = report.mechanisms.last() else {
         return Ok(());
     };
-    let matrix = tested.matrix(&report.addresses);
-    let servers = report.addresses.iter().copied().enumerate();
-    let servers: Vec<SocketAddr> = servers
-        .filter(|(index, _)| matrix.answers(*index, *index).consistency() == Consistency::Always)
-        .map(|(_, server)| server)
+    let addresses = report.addresses.iter().copied();
+    let servers: Vec<SocketAddr> = addresses
+        .filter(|server| tested.keeps_own_sessions(*server))
         .collect();
     for server in servers {
-        if let Some(is_usable) = is_usable_twice(visitor, pace, server).await? {
+        if let Some(is_usable) = is_usable_twice(visitor, server).await? {
             report.usable_twice.push((server, is_usable));
         }
     }
@@ -41,12 +32,11 @@ pub(super) async fn run(
 /// `None` if the first return did not resume, or if the session cannot be made again.
 async fn is_usable_twice(
     visitor: &Visitor<'_>,
-    pace: &Pace,
     server: SocketAddr,
 ) -> Result<Option<bool>, SetupError> {
     let target = visitor.target(server)?;
     let mut client = visitor.replay_client(server)?;
-    pace.wait(server).await;
+    visitor.plan.pace.wait(server).await;
     let Ok(full) = client.connect(&target, TICKET_WAIT).await else {
         return Ok(None);
     };
@@ -54,10 +44,10 @@ async fn is_usable_twice(
         return Ok(None);
     };
     end(full).await;
-    pace.wait(server).await;
+    visitor.plan.pace.wait(server).await;
     if !matches!(session.resumes(&target, RESPONSE_WAIT).await, Ok(true)) {
         return Ok(None);
     }
-    pace.wait(server).await;
+    visitor.plan.pace.wait(server).await;
     Ok(session.resumes(&target, RESPONSE_WAIT).await.ok())
 }

@@ -11,7 +11,6 @@ use sessile_proto::watch::Learned;
 
 use super::attempt::{FailedHandshake, FinishedHandshake};
 use super::http::{self, AfterResponse, Exchange};
-use super::pace::Pace;
 use super::plan::{ProbePlan, Request};
 use crate::client::{
     Client, Error, EstablishedConnection, Failure, Mechanism, ReplayClient, Sessions, SetupError,
@@ -77,18 +76,17 @@ impl<'a> Visitor<'a> {
         &mut self,
         origin: Option<SocketAddr>,
         address: SocketAddr,
-        pace: &Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let offered = match origin {
             Some(origin) => self.sessions_of(origin),
             None => self.client.sessions.empty_like(),
         };
-        self.visit_with(&offered, address, pace).await
+        self.visit_with(&offered, address).await
     }
 
     /// Takes the newest session of a server. Empty if there is none. A TLS 1.2 session stays here, too.
     pub(super) fn take_newest(&mut self, server: SocketAddr) -> Result<Sessions, SetupError> {
-        let name = Target::new(server, &self.plan.server_name)?.server_name;
+        let name = self.target(server)?.server_name;
         Ok(self.sessions_of(server).newest_for(&name, &name))
     }
 
@@ -97,7 +95,6 @@ impl<'a> Visitor<'a> {
         &mut self,
         offered: &Sessions,
         address: SocketAddr,
-        pace: &Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let target = self.target(address)?;
         loop {
@@ -111,11 +108,11 @@ impl<'a> Visitor<'a> {
             );
             let refused = self.refused_alpn.entry(address).or_default();
             if !insists_on_alpn || *refused + 1 == self.alpn.len() {
-                return Ok(Err(self.compared(failed, &target, pace).await));
+                return Ok(Err(self.compared(failed, &target).await));
             }
             // The server speaks another protocol and insists on ALPN.
             *refused += 1;
-            pace.wait(address).await;
+            self.plan.pace.wait(address).await;
         }
     }
 
@@ -125,8 +122,7 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
     ) -> Result<Result<EstablishedConnection, FailedHandshake>, SetupError> {
         let target = self.target(address)?;
-        let mut client = self.client_for(address);
-        client.sessions = self.sessions_of(address);
+        let client = self.client_with_sessions(address);
         let offered = client.sessions.empty_like();
         let mut connection = match client.attempt_with(&offered, &target).await {
             Ok(connection) => connection,
@@ -157,15 +153,11 @@ impl<'a> Visitor<'a> {
     }
 
     /// Gets a new session of the server, whose age is exact. True if it allows the request as early data.
-    pub(super) async fn renew_session(
-        &mut self,
-        server: SocketAddr,
-        pace: &Pace,
-    ) -> Result<bool, SetupError> {
-        let name = Target::new(server, &self.plan.server_name)?.server_name;
+    pub(super) async fn renew_session(&mut self, server: SocketAddr) -> Result<bool, SetupError> {
+        let name = self.target(server)?.server_name;
         let request = http::early_request(&self.plan.host);
         self.client.restart_clock();
-        let is_finished = self.visit(None, server, pace).await?.is_ok();
+        let is_finished = self.visit(None, server).await?.is_ok();
         let sessions = self.sessions_of(server);
         Ok(is_finished && sessions.allows_early_data(&name, request.len()))
     }
@@ -180,8 +172,7 @@ impl<'a> Visitor<'a> {
         let target = self.target(address)?;
         let request = http::early_request(&self.plan.host);
         let offered = self.sessions_of(origin);
-        let mut client = self.client_for(address);
-        client.sessions = self.sessions_of(address);
+        let client = self.client_with_sessions(address);
         let attempt = client.attempt_with_early_data(&offered, &target, request.as_bytes());
         let mut connection = match attempt.await {
             Ok(connection) => connection,
@@ -204,7 +195,7 @@ impl<'a> Visitor<'a> {
         origin: Option<SocketAddr>,
         address: SocketAddr,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let own = Target::new(address, &self.plan.server_name)?.server_name;
+        let own = self.target(address)?.server_name;
         let target = self.plan.connection_target(address, name)?;
         let client = self.client_for(address).with_empty_sessions();
         let offered = match origin.and_then(|origin| self.sessions.get(&origin)) {
@@ -218,14 +209,9 @@ impl<'a> Visitor<'a> {
     }
 
     /// Connects without a session if a connection with a session has failed.
-    async fn compared(
-        &mut self,
-        mut failed: FailedHandshake,
-        target: &Target,
-        pace: &Pace,
-    ) -> FailedHandshake {
+    async fn compared(&mut self, mut failed: FailedHandshake, target: &Target) -> FailedHandshake {
         if failed.offered.is_some() {
-            pace.wait(target.address).await;
+            self.plan.pace.wait(target.address).await;
             let nothing = self.client.sessions.empty_like();
             let result = self.connect(&nothing, target).await;
             failed.without_session = Some(result.map(drop).map_err(|failed| failed.error));
@@ -250,6 +236,13 @@ impl<'a> Visitor<'a> {
         self.client.clone().with_alpn(self.alpn_for(server))
     }
 
+    /// The client that puts new sessions of the server to the others.
+    fn client_with_sessions(&mut self, server: SocketAddr) -> Client {
+        let mut client = self.client_for(server);
+        client.sessions = self.sessions_of(server);
+        client
+    }
+
     /// The offer of ALPN that the server has not refused.
     pub(super) fn alpn_for(&self, server: SocketAddr) -> &[&'a [u8]] {
         let refused = self.refused_alpn.get(&server).copied().unwrap_or(0);
@@ -271,8 +264,7 @@ impl<'a> Visitor<'a> {
         offered: &Sessions,
         target: &Target,
     ) -> Result<FinishedHandshake, FailedHandshake> {
-        let mut client = self.client_for(target.address);
-        client.sessions = self.sessions_of(target.address);
+        let client = self.client_with_sessions(target.address);
         let connection = client.attempt_with(offered, target).await?;
         self.inspect(connection, &self.plan.host).await
     }

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use sessile_proto::Time;
-use sessile_proto::resumption_matrix::Consistency;
 use sessile_proto::session_events::{ServerWatch, SessionWatch};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -18,11 +16,11 @@ use super::ProbeProgress;
 use super::attempt::{FailedHandshake, FinishedHandshake};
 use super::delayed::PROGRESS;
 use super::events::{Event, KeyAge, ProbeEvent, WatchLimits, Watched};
-use super::pace::Pace;
 use super::plan::ProbePlan;
 use super::report::ProbeReport;
 use super::visit::Visitor;
 use crate::client::SetupError;
+use crate::clock;
 
 /// News of a server.
 enum News {
@@ -45,21 +43,14 @@ pub(super) async fn run(
     let Some(limits) = plan.watch else {
         return Ok(());
     };
-    let mut watched = Watched::new(limits);
     let plan = Arc::new(plan.clone());
     let (sender, mut news) = mpsc::channel(NEWS);
     let end = Instant::now() + limits.duration;
     let mut servers = JoinSet::new();
-    for (index, &address) in report.addresses.iter().enumerate() {
-        let resumes = |how: &How| {
-            let mut tested = report.mechanisms.iter();
-            tested.any(|tested| {
-                let matrix = tested.matrix(&report.addresses);
-                tested.how == *how
-                    && matrix.answers(index, index).consistency() == Consistency::Always
-            })
-        };
-        let mechanisms: Vec<How> = plan.mechanisms.iter().copied().filter(resumes).collect();
+    for &address in &report.addresses {
+        let tested = report.mechanisms.iter();
+        let kept = tested.filter(|tested| tested.keeps_own_sessions(address));
+        let mechanisms: Vec<How> = kept.map(|tested| tested.how).collect();
         if !mechanisms.is_empty() {
             let server = Server {
                 address,
@@ -79,6 +70,7 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             received = news.recv() => {
+                let watched = report.watched.get_or_insert_with(|| Watched::new(limits));
                 match received {
                     // All servers have ended.
                     None => break,
@@ -95,15 +87,13 @@ pub(super) async fn run(
                         watched.events.push(event);
                     }
                 }
-                report.watched = Some(watched.clone());
             }
             _ = ticks.tick() => progress(ProbeProgress::Watching {
                 left: end.saturating_duration_since(Instant::now()),
-                events: watched.events.len(),
+                events: report.watched.as_ref().map_or(0, |watched| watched.events.len()),
             }),
         }
     }
-    report.watched = Some(watched);
     while let Some(ended) = servers.join_next().await {
         // A task that panicked has already printed its message.
         ended.unwrap_or(Ok(()))?;
@@ -124,7 +114,6 @@ struct Server {
 
 impl Server {
     async fn watch(self, plan: Arc<ProbePlan>, mechanisms: Vec<How>) -> Result<(), SetupError> {
-        let pace = plan.pace.clone();
         let mut server = ServerWatch::default();
         let mut sessions = Vec::new();
         for how in mechanisms {
@@ -133,7 +122,7 @@ impl Server {
         // Two tickets show whether their first bytes are a key name.
         for _ in 0..2 {
             for (visitor, session) in &mut sessions {
-                self.visit(visitor, &mut server, session, &pace).await?;
+                self.visit(visitor, &mut server, session).await?;
             }
         }
         let _ = self.news.send(News::Known).await;
@@ -146,7 +135,7 @@ impl Server {
                 () = sleep_until(self.end.into()) => return Ok(()),
             }
             for (visitor, session) in &mut sessions {
-                self.visit(visitor, &mut server, session, &pace).await?;
+                self.visit(visitor, &mut server, session).await?;
             }
         }
     }
@@ -158,11 +147,10 @@ impl Server {
         visitor: &mut Visitor<'_>,
         server: &mut ServerWatch,
         session: &mut SessionWatch,
-        pace: &Pace,
     ) -> Result<(), SetupError> {
         let held = visitor.take_newest(self.address)?;
-        pace.wait(self.address).await;
-        let full = visitor.visit(None, self.address, pace).await?;
+        visitor.plan.pace.wait(self.address).await;
+        let full = visitor.visit(None, self.address).await?;
         let certificate = full
             .as_ref()
             .ok()
@@ -172,15 +160,11 @@ impl Server {
         }
         let mut resumed = None;
         if full.is_ok() && !held.is_empty() {
-            pace.wait(self.address).await;
-            let returned = visitor.visit_with(&held, self.address, pace).await?;
+            visitor.plan.pace.wait(self.address).await;
+            let returned = visitor.visit_with(&held, self.address).await?;
             resumed = is_resumed(&returned);
         }
-        let now = SystemTime::now();
-        let now = now
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = Time::from_unix_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let now = clock::now();
         let tickets = full.as_ref().map_or(&[][..], |seen| &seen.tickets);
         let ticket = tickets.first().map(|ticket| ticket.bytes.as_slice());
         let how = visitor.how;

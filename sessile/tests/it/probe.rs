@@ -45,6 +45,14 @@ impl Found {
         Self::of(&probe(&arguments))
     }
 
+    /// Probes one server with more arguments.
+    pub(crate) fn with(certificates: &Certificates, server: SocketAddr, more: &[&str]) -> Self {
+        let ca = certificates.ca.to_str().expect("a path in UTF-8");
+        let address = server.to_string();
+        let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+        Self::of(&probe(&[&plain[..], more].concat()))
+    }
+
     pub(crate) fn of(output: &Output) -> Self {
         let said = String::from_utf8_lossy(&output.stderr);
         let report = serde_json::from_slice(&output.stdout)

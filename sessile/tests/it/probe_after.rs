@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::peers::{Certificates, NAME, Sessile, nginx};
-use crate::probe::{Found, probe};
+use crate::peers::{Certificates, Sessile, nginx};
+use crate::probe::Found;
 
 /// The delayed returns of a report: gap, first connection and outcome.
 fn delayed(found: &Found) -> Vec<(f64, String, String)> {
@@ -21,12 +21,9 @@ fn delayed(found: &Found) -> Vec<(f64, String, String)> {
 #[test]
 fn a_session_that_is_gone_after_a_gap_is_found() {
     let certificates = Certificates::new();
-    let ca = certificates.ca.to_str().unwrap();
     let directives =
         "ssl_session_cache shared:s:1m; ssl_session_tickets off; ssl_session_timeout 3s;";
     let server = nginx(&certificates, directives);
-    let address = server.address().to_string();
-    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
     let delays = [
         "--mechanism",
         "session-id",
@@ -35,7 +32,7 @@ fn a_session_that_is_gone_after_a_gap_is_found() {
         "--first-connection",
         "close-notify,reset",
     ];
-    let found = Found::of(&probe(&[&plain[..], &delays].concat()));
+    let found = Found::with(&certificates, server.address(), &delays);
     let outcomes = [
         (1.0, "close-notify", "resumed"),
         (6.0, "close-notify", "refused"),
@@ -71,13 +68,10 @@ fn forgetful(certificates: &Certificates, folder: &Path) -> Sessile {
 #[test]
 fn a_session_that_is_lost_with_its_idle_connection_is_found() {
     let certificates = Certificates::new();
-    let ca = certificates.ca.to_str().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let server = forgetful(&certificates, folder.path());
-    let address = server.address().to_string();
-    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
     let delays = ["--mechanism", "session-id", "--after", "4s"];
-    let found = Found::of(&probe(&[&plain[..], &delays].concat()));
+    let found = Found::with(&certificates, server.address(), &delays);
     assert_eq!(
         found.codes(),
         ["lost-with-idle-connection"],
@@ -102,13 +96,10 @@ fn age(found: &Found, index: usize) -> (Option<f64>, Option<f64>) {
 #[test]
 fn the_age_at_which_a_server_refuses_is_found_within_the_bound() {
     let certificates = Certificates::new();
-    let ca = certificates.ca.to_str().unwrap();
     let server = nginx(
         &certificates,
         "ssl_session_cache shared:s:1m; ssl_session_timeout 4s;",
     );
-    let address = server.address().to_string();
-    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
     let search = [
         "--mechanism",
         "session-id,ticket",
@@ -119,7 +110,7 @@ fn the_age_at_which_a_server_refuses_is_found_within_the_bound() {
         "--first-connection",
         "close-notify",
     ];
-    let found = Found::of(&probe(&[&plain[..], &search].concat()));
+    let found = Found::with(&certificates, server.address(), &search);
     let (Some(kept), Some(refused)) = age(&found, 0) else {
         panic!("{:#}", found.report);
     };
@@ -142,11 +133,8 @@ fn the_age_at_which_a_server_refuses_is_found_within_the_bound() {
 #[test]
 fn a_search_finds_sessions_that_are_lost_with_idle_connections() {
     let certificates = Certificates::new();
-    let ca = certificates.ca.to_str().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let server = forgetful(&certificates, folder.path());
-    let address = server.address().to_string();
-    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
     let search = [
         "--mechanism",
         "session-id",
@@ -155,7 +143,7 @@ fn a_search_finds_sessions_that_are_lost_with_idle_connections() {
         "--within",
         "4s",
     ];
-    let found = Found::of(&probe(&[&plain[..], &search].concat()));
+    let found = Found::with(&certificates, server.address(), &search);
     assert_eq!(
         found.codes(),
         ["lost-with-idle-connection"],

@@ -1,7 +1,7 @@
 //! What `sessile probe` says about the tickets of servers.
 
-use crate::peers::{Certificates, NAME, nginx, openssl, ticket_key};
-use crate::probe::{Found, probe};
+use crate::peers::{Certificates, nginx, openssl, ticket_key};
+use crate::probe::Found;
 
 #[test]
 fn the_report_says_whether_a_ticket_can_be_used_twice() {
@@ -9,13 +9,12 @@ fn the_report_says_whether_a_ticket_can_be_used_twice() {
     let often = nginx(&certificates, "");
     // With early data, OpenSSL keeps its sessions, and removes each one when it resumes.
     let once = openssl(&certificates, &["-early_data", "-naccept", "100"]);
-    let ca = certificates.ca.to_str().unwrap();
     for (server, is_usable_twice) in [(&often, true), (&once, false)] {
-        let address = server.address().to_string();
-        let plain = [NAME, "--ca", ca, "--json", "--address", &address];
-        let found = Found::of(&probe(
-            &[&plain[..], &["--mechanism", "psk", "--request", "none"]].concat(),
-        ));
+        let found = Found::with(
+            &certificates,
+            server.address(),
+            &["--mechanism", "psk", "--request", "none"],
+        );
         let tickets = &found.mechanism("psk")["tickets"][0];
         assert_eq!(
             tickets["usable_twice"], is_usable_twice,

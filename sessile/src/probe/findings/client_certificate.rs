@@ -3,8 +3,6 @@
 
 use std::net::SocketAddr;
 
-use sessile_proto::watch::Kind;
-
 use super::Found;
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Code;
@@ -37,7 +35,7 @@ impl Found<'_> {
             .status?;
         let mut resumed = seen
             .iter()
-            .filter(|seen| matches!(seen.kind, Kind::Resumed(_)))
+            .filter(|seen| seen.is_resumed())
             .filter_map(|seen| seen.status);
         let with = if self.report.has_client_certificate {
             "with the client certificate"

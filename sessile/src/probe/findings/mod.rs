@@ -21,7 +21,7 @@ use super::attempt::Attempt;
 use super::finding::{Code, Finding};
 use super::report::{MechanismFindings, ProbeReport, Status};
 use super::ticket_bytes::{KEY_NAME_LEN, names_cached_session};
-use super::ticket_facts::{KeyNames, given};
+use super::ticket_facts::KeyNames;
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -402,7 +402,11 @@ fn is_by_cache(tested: &MechanismFindings) -> bool {
 /// The number of keys that sealed the tickets of a server. 1 if the tickets have no key names.
 fn number_of_keys(report: &ProbeReport, tested: &MechanismFindings, server: SocketAddr) -> usize {
     let names = KeyNames::of(report);
-    let tickets = || given(tested, server).map(|(_, ticket)| ticket.bytes.as_slice());
+    let tickets = || {
+        tested
+            .tickets_of(server)
+            .map(|(_, ticket)| ticket.bytes.as_slice())
+    };
     if !tickets().any(|ticket| names.name(ticket).is_some()) {
         return 1;
     }

@@ -1,7 +1,5 @@
 //! Findings about sessions that were offered to other names.
 
-use sessile_proto::watch::Kind;
-
 use super::Found;
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Code;
@@ -11,7 +9,7 @@ impl Found<'_> {
     pub(super) fn other_names(&mut self) {
         for offered in &self.report.other_names {
             let resumed = offered.offer.as_ref().ok();
-            let Some(seen) = resumed.filter(|seen| matches!(seen.kind, Kind::Resumed(_))) else {
+            let Some(seen) = resumed.filter(|seen| seen.is_resumed()) else {
                 continue;
             };
             let (requests_certificate, certificate) = match &offered.full {

@@ -5,15 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use sessile_proto::verdict::How;
-use sessile_proto::watch::Kind;
 use sessile_proto::weak_ticket_key::{WeakTicketKey, recognise};
 
 use super::Found;
-use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Code;
 use crate::probe::report::MechanismFindings;
 use crate::probe::ticket_bytes::KEY_NAME_LEN;
-use crate::probe::ticket_facts::given;
 
 /// The longest lifetime of a TLS 1.3 ticket (RFC 9846, 4.6.1).
 const SEVEN_DAYS: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -39,7 +36,10 @@ impl Found<'_> {
 
     /// A server that gives no ticket in resumed TLS 1.3 handshakes.
     fn missing_renewal(&mut self, tested: &MechanismFindings, address: SocketAddr) {
-        let mut returns = tested.finished_at(address).filter(is_resumed).peekable();
+        let mut returns = tested
+            .finished_at(address)
+            .filter(|seen| seen.is_resumed())
+            .peekable();
         if returns.peek().is_none() || returns.any(|seen| seen.given) || !tested.gives(address) {
             return;
         }
@@ -51,7 +51,7 @@ impl Found<'_> {
 
     /// A server that gives new tickets in resumed TLS 1.2 handshakes.
     fn renewed_tickets(&mut self, tested: &MechanismFindings, address: SocketAddr) {
-        let mut returns = tested.finished_at(address).filter(is_resumed);
+        let mut returns = tested.finished_at(address).filter(|seen| seen.is_resumed());
         if !returns.any(|seen| seen.given) {
             return;
         }
@@ -63,7 +63,7 @@ impl Found<'_> {
 
     /// A server that gives the same ticket again.
     fn repeated_tickets(&mut self, tested: &MechanismFindings, address: SocketAddr) {
-        let tickets = || given(tested, address).map(|(_, ticket)| &ticket.bytes);
+        let tickets = || tested.tickets_of(address).map(|(_, ticket)| &ticket.bytes);
         let different = tickets().collect::<BTreeSet<_>>().len();
         let count = tickets().count();
         if different == count {
@@ -79,7 +79,8 @@ impl Found<'_> {
     /// A server whose ticket key can be guessed.
     fn weak_key(&mut self, tested: &MechanismFindings, address: SocketAddr) {
         let mut key_names = BTreeSet::new();
-        let of_each_key = given(tested, address)
+        let of_each_key = tested
+            .tickets_of(address)
             .filter(|(_, ticket)| key_names.insert(ticket.bytes.get(..KEY_NAME_LEN)));
         let mut tried = of_each_key.take(MAX_KEYS_TRIED);
         let Some(weak) = tried.find_map(|(_, ticket)| recognise(&ticket.bytes)) else {
@@ -101,7 +102,7 @@ impl Found<'_> {
     /// A server that promises to accept tickets for too long.
     fn lifetimes(&mut self, tested: &MechanismFindings, address: SocketAddr) {
         let lifetimes = || {
-            given(tested, address).map(|(seen, ticket)| {
+            tested.tickets_of(address).map(|(seen, ticket)| {
                 let lifetime = Duration::from_secs(ticket.lifetime.into());
                 (seen, lifetime)
             })
@@ -129,8 +130,4 @@ impl Found<'_> {
             self.observe(code, Some(tested.how), address, deed);
         }
     }
-}
-
-fn is_resumed(seen: &&FinishedHandshake) -> bool {
-    matches!(seen.kind, Kind::Resumed(_))
 }

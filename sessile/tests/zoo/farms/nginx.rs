@@ -86,7 +86,7 @@ pub(crate) fn nginx_sharing_keys() -> Farm {
     with_keys("nginx with shared keys", &[&[1], &[1], &[1]], expected)
 }
 
-/// Two servers with the same key file, each with a certificate of its own.
+/// Two servers with the same key file and different certificates.
 pub(crate) fn nginx_with_other_certificates() -> Farm {
     let certificates = Certificates::new();
     let other = Certificates::new();

@@ -82,7 +82,7 @@ pub(crate) fn imap_sharing_keys() -> Farm {
         .probed_with(&["--starttls", "imap"])
 }
 
-/// Two proxies for mailboxes, each with a cache and ticket keys of its own.
+/// Two proxies for mailboxes that share neither a cache nor ticket keys.
 pub(crate) fn pop3_sharing_nothing() -> Farm {
     let certificates = Certificates::new();
     let servers = (0..2)

@@ -34,7 +34,7 @@ pub struct SessionAge {
     pub address: SocketAddr,
     /// What happened to the first connection.
     pub first_connection: FirstConnection,
-    /// The largest age that was to be tried is at most the lifetime that the server promised. A client offers no
+    /// The largest age that was to be tried is less than the lifetime that the server promised. A client offers no
     /// ticket after this time.
     pub limits: AgeLimits,
     /// `None` if no session came back.

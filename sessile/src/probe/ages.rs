@@ -101,12 +101,18 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// The search for the sessions of a task. A client offers no ticket after the lifetime that the server promised.
+/// The search for the sessions of a task. A client offers no ticket after the lifetime that the server promised. In the
+/// last second of the lifetime, the server may already refuse the ticket.
 fn search_of(report: &ProbeReport, limits: AgeLimits, task: &Task) -> AgeSearch {
     let promised = report.promised_lifetime(task.how, task.address);
-    let max = promised.map_or(limits.max, |promised| promised.min(limits.max));
+    let max = promised.map_or(limits.max, |promised| {
+        promised.saturating_sub(PROMISE_ROUNDING).min(limits.max)
+    });
     AgeSearch::new(max, limits.within)
 }
+
+/// Lifetimes are in whole seconds, and each side rounds the age in its own way.
+const PROMISE_ROUNDING: Duration = Duration::from_secs(1);
 
 impl Running {
     /// Takes the answer to a return. After the last one of a round, the search goes on.
